@@ -1,0 +1,50 @@
+"""Super-resolve an image of any size in tiles, with the same result as in one piece."""
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def upscale(model: nn.Module, lr: Tensor, tile: int | None = 256) -> Tensor:
+    """Run a generator in evaluation mode over an image.
+
+    A tile is cut out together with a border as wide as the network sees
+    (``model.receptive_radius``), and the border's output is thrown away. What is left has seen
+    everything that it would have seen in the whole image, so the tiled result equals the untiled
+    one up to float rounding, and memory depends on the tile instead of on the image.
+
+    Args:
+        model: a generator with ``scale`` and ``receptive_radius``.
+        lr: (N, 3, H, W) or (3, H, W) float RGB in [0, 1].
+        tile: side of a tile in LR pixels, without its border; None takes the image whole.
+
+    Returns:
+        SR image, (N, 3, H * scale, W * scale) or without the N as the input was; not clamped.
+    """
+    if lr.ndim == 3:
+        return upscale(model, lr[None], tile)[0]
+    training = model.training
+    model.eval()
+    try:
+        if tile is None or max(lr.shape[-2:]) <= tile:
+            return model(lr)
+        return _tiled(model, lr, tile)
+    finally:
+        model.train(training)
+
+
+def _tiled(model: nn.Module, lr: Tensor, tile: int) -> Tensor:
+    n, c, height, width = lr.shape
+    scale, border = model.scale, model.receptive_radius
+    sr = lr.new_empty(n, c, height * scale, width * scale)
+    for top in range(0, height, tile):
+        for left in range(0, width, tile):
+            bottom, right = min(top + tile, height), min(left + tile, width)
+            y, x = max(top - border, 0), max(left - border, 0)
+            out = model(lr[..., y : bottom + border, x : right + border])
+            sr[..., top * scale : bottom * scale, left * scale : right * scale] = out[
+                ...,
+                (top - y) * scale : (bottom - y) * scale,
+                (left - x) * scale : (right - x) * scale,
+            ]
+    return sr

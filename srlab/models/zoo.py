@@ -1,0 +1,152 @@
+"""Generators by name, and their weights in files.
+
+``load("srresnet")`` gives a network with released weights, ``load("runs/mine")`` the moving
+average of a training run of one's own. Files are safetensors: tensors and a header that says which
+network they belong to, nothing that could run code.
+"""
+
+import json
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from srlab.errors import SrlabError
+from srlab.models.generators import Bicubic, SRResNet
+
+CLASSES = {cls.__name__: cls for cls in (Bicubic, SRResNet)}
+
+# Names that `srlab train` and `build` know: class and options.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "bicubic": {"class": "Bicubic", "scale": 4},
+    "srresnet": {"class": "SRResNet", "n_blocks": 5, "n_features": 64, "scale": 4},
+    "srresnet-16": {"class": "SRResNet", "n_blocks": 16, "n_features": 64, "scale": 4},
+}
+
+# The prefix under which a training checkpoint keeps the weights that should be used.
+AVERAGE = "average.module."
+
+
+class ModelError(SrlabError):
+    """No such model, or weights that do not belong to it."""
+
+
+def build(name: str) -> nn.Module:
+    """A fresh network with random weights.
+
+    Raises:
+        ModelError: unknown name; lists the known ones.
+    """
+    if name not in ARCHITECTURES:
+        raise ModelError(_unknown(name, ARCHITECTURES))
+    return _construct(ARCHITECTURES[name])
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """Class and options of a generator: what is needed to construct it again."""
+    return {"class": type(model).__name__} | model.options
+
+
+def released() -> dict[str, Path]:
+    """Names of the models whose weights come with the package, and where they lie."""
+    folder = Path(__file__).parents[1] / "weights"
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def load(name: str | Path) -> nn.Module:
+    """A trained generator in evaluation mode, on the CPU, in 32-bit floats.
+
+    Args:
+        name: ``bicubic``, a released model (see :func:`released`), a ``.safetensors`` file
+            written by :func:`save` or by a training run, or a run's folder.
+
+    Raises:
+        ModelError: nothing of that name; or a file that is damaged or holds something else.
+    """
+    if name == "bicubic":
+        return build("bicubic").eval()
+    path = released().get(str(name)) or Path(name)
+    if path.is_dir():
+        path = path / "checkpoint.safetensors"
+    if not path.is_file():
+        raise ModelError(_unknown(str(name), ["bicubic", *released()]))
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            description = json.loads((file.metadata() or {})["model"])
+            names = list(file.keys())
+            if any(n.startswith(AVERAGE) for n in names):
+                names = [n for n in names if n.startswith(AVERAGE)]
+            weights = {n.removeprefix(AVERAGE): file.get_tensor(n) for n in names}
+        model = _construct(description)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{path} holds no srlab generator ({type(error).__name__}: {error}): give a file that "
+            "`srlab train` wrote, or the name of a released model."
+        ) from error
+    load_weights(model, weights, path)
+    return model.eval()
+
+
+def save(
+    model: nn.Module, path: Path | str, *, half: bool = False, notes: Mapping[str, Any] = {}
+) -> None:
+    """Write a generator's weights so that :func:`load` can rebuild it from the file alone.
+
+    Args:
+        half: store floats in half precision; ``load`` turns them back into 32 bits.
+        notes: anything that JSON can hold: data, steps, figures.
+    """
+    from safetensors.torch import save_file
+
+    weights = {
+        name: (t.half() if half and t.is_floating_point() else t).cpu().contiguous()
+        for name, t in model.state_dict().items()
+    }
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    header = {
+        "format": "pt",
+        "model": json.dumps(describe(model)),
+        "notes": json.dumps(dict(notes)),
+    }
+    save_file(weights, path, metadata=header)
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path | str) -> None:
+    """``model.load_state_dict`` with a message that a person can act on.
+
+    Raises:
+        ModelError: the weights belong to another architecture; names ``source`` and the first
+            difference.
+    """
+    own = model.state_dict()
+    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    wrong = sorted(n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape)
+    if wrong:
+        n = wrong[0]
+        detail = f"{n} has shape {tuple(weights[n].shape)}, not {tuple(own[n].shape)}"
+    elif missing or extra:
+        detail = f"it lacks {missing[0]}" if missing else f"it also holds {extra[0]}"
+    else:
+        with torch.no_grad():
+            model.load_state_dict(weights)
+        return
+    raise ModelError(
+        f"{source} was made by another architecture than this {type(model).__name__}: {detail}. "
+        "Build the network that it was trained with."
+    )
+
+
+def _construct(description: dict[str, Any]) -> nn.Module:
+    options = {key: value for key, value in description.items() if key != "class"}
+    return CLASSES[description["class"]](**options)
+
+
+def _unknown(name: str, known: Any) -> str:
+    close = get_close_matches(name, list(known), n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return f"there is no model {name!r}: choose one of {', '.join(known)}.{hint}"

@@ -1,0 +1,324 @@
+"""The two training loops: pre-training for PSNR, then the adversarial game.
+
+Each reads from top to bottom. Devices, precision and distribution are Lightning Fabric's business;
+what has to survive a crash is :mod:`srlab.training.state`'s; what is shown is
+:mod:`srlab.training.monitor`'s.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from srlab import losses
+from srlab.models.zoo import describe, load_weights
+from srlab.patches import PatchBank
+from srlab.training.config import AdversarialConfig, PretrainConfig
+from srlab.training.monitor import Monitor, stop_signal
+from srlab.training.state import CheckpointError, load_checkpoint, save_checkpoint
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training function returns.
+
+    Attributes:
+        generator: the moving average of the generator's weights, in evaluation mode.
+        folder: holds ``checkpoint.safetensors`` and ``log.csv``.
+        step: the last step done; below the configured one if the run was stopped.
+        seconds: wall time of this call.
+        patches_per_second: over this call; 0 if there was nothing left to do.
+    """
+
+    generator: nn.Module
+    folder: Path
+    step: int
+    seconds: float
+    patches_per_second: float
+
+
+def pretrain(
+    generator: nn.Module,
+    bank: PatchBank,
+    config: PretrainConfig,
+    folder: Path | str,
+    *,
+    validate: Callable[[nn.Module], float] | None = None,
+    fabric: "Fabric | None" = None,
+    progress: bool = True,
+) -> Result:
+    """Train a generator for PSNR by a pixel loss (SRResNet's training in Ledig et al. 2017).
+
+    Args:
+        generator: trained in place.
+        bank: where the crops come from.
+        config: see :class:`srlab.training.config.PretrainConfig`.
+        folder: of this run. If it holds a checkpoint of the same configuration, the run goes on
+            from there, and on a CPU ends bit for bit where an unbroken run would have.
+        validate: gets the averaged generator and returns its PSNR in dB.
+        fabric: device, precision and distribution; by default one accelerator if there is one.
+        progress: show a bar.
+
+    Raises:
+        CheckpointError: the folder holds another run, or cannot be written to.
+        TrainingDiverged: the loss became NaN or infinite.
+    """
+    fabric = fabric or default_fabric()
+    generator.to(memory_format=torch.channels_last)  # faster convolutions, the same numbers
+    average = moving_average(generator, config.ema_decay, fabric.device)
+    optimizer = torch.optim.Adam(generator.parameters(), config.lr, config.betas)
+    scheduler = schedule(optimizer, config)
+    model, optimizer = fabric.setup(generator, optimizer)
+    run = Run(
+        folder, config, ["loss", "val_psnr"], progress,
+        generator=generator, average=average, optimizer=optimizer, scheduler=scheduler, bank=bank,
+    )  # fmt: skip
+
+    with run, stop_signal() as stop:
+        for step in run.remaining_steps():
+            model.train()
+            lr, hr = bank.batch(config.batch_size, config.patch_size)
+            loss = losses.pixel(model(lr), hr, config.loss)
+            optimizer.zero_grad()
+            fabric.backward(loss)
+            optimizer.step()
+            scheduler.step()
+            average.update_parameters(generator)
+
+            if validate and run.due(step, config.validate_every):
+                run.monitor.note("val_psnr", validate(average.module))
+            run.monitor.step(step, {"loss": loss})
+            if run.due(step, config.checkpoint_every) or stop.is_set():
+                run.save(step)
+            if stop.is_set():
+                run.say_stopped(step)
+                break
+    return run.result()
+
+
+def adversarial(
+    generator: nn.Module,
+    critic: nn.Module,
+    bank: PatchBank,
+    config: AdversarialConfig,
+    folder: Path | str,
+    *,
+    validate: Callable[[nn.Module], float] | None = None,
+    fabric: "Fabric | None" = None,
+    progress: bool = True,
+) -> Result:
+    """Play the game of SRGAN: the critic learns to tell SR from HR, the generator to fool it.
+
+    The generator should come pre-trained (:func:`pretrain`): from scratch the critic wins at once
+    and teaches nothing. Both players are trained in place; the arguments and errors are those of
+    :func:`pretrain`, and the log holds
+
+    - ``critic_loss``: binary cross-entropy, 1.386 for a critic that guesses;
+    - ``d_real``, ``d_fake``: the mean probability that the critic gives HR and SR crops;
+    - ``content`` and ``adversarial``: the two parts of the generator's loss, unweighted.
+    """
+    fabric = fabric or default_fabric()
+    generator.to(memory_format=torch.channels_last)
+    critic.to(memory_format=torch.channels_last)
+    average = moving_average(generator, config.ema_decay, fabric.device)
+    g_optimizer = torch.optim.Adam(generator.parameters(), config.generator_lr, config.betas)
+    c_optimizer = torch.optim.Adam(critic.parameters(), config.critic_lr, config.betas)
+    g_scheduler, c_scheduler = schedule(g_optimizer, config), schedule(c_optimizer, config)
+    g_model, g_optimizer = fabric.setup(generator, g_optimizer)
+    c_model, c_optimizer = fabric.setup(critic, c_optimizer)
+    run = Run(
+        folder, config,
+        ["critic_loss", "d_real", "d_fake", "content", "adversarial", "val_psnr"], progress,
+        generator=generator, average=average, critic=critic,
+        g_optimizer=g_optimizer, c_optimizer=c_optimizer,
+        g_scheduler=g_scheduler, c_scheduler=c_scheduler, bank=bank,
+    )  # fmt: skip
+
+    with run, stop_signal() as stop:
+        for step in run.remaining_steps():
+            g_model.train()
+            c_model.train()
+            lr, hr = bank.batch(config.batch_size, config.patch_size)
+            sr = g_model(lr)
+
+            # The critic's turn. detach(): its loss must not reach the generator.
+            real, fake = c_model(hr), c_model(sr.detach())
+            critic_loss = losses.bce_critic(real, fake)
+            c_optimizer.zero_grad()
+            fabric.backward(critic_loss)
+            c_optimizer.step()
+
+            # The generator's turn. The frozen critic passes gradients on and keeps none.
+            critic.requires_grad_(False)
+            content = losses.pixel(sr, hr, config.content)
+            adversarial_loss = losses.bce_generator(c_model(sr))
+            g_optimizer.zero_grad()
+            fabric.backward(content + config.adversarial_weight * adversarial_loss)
+            g_optimizer.step()
+            critic.requires_grad_(True)
+
+            g_scheduler.step()
+            c_scheduler.step()
+            average.update_parameters(generator)
+
+            if validate and run.due(step, config.validate_every):
+                run.monitor.note("val_psnr", validate(average.module))
+            run.monitor.step(
+                step,
+                {
+                    "critic_loss": critic_loss,
+                    "d_real": real.sigmoid().mean(),
+                    "d_fake": fake.sigmoid().mean(),
+                    "content": content,
+                    "adversarial": adversarial_loss,
+                },
+            )
+            if run.due(step, config.checkpoint_every) or stop.is_set():
+                run.save(step)
+            if stop.is_set():
+                run.say_stopped(step)
+                break
+    return run.result()
+
+
+def default_fabric() -> "Fabric":
+    """One accelerator if the machine has one, else the CPU; 32-bit floats."""
+    from lightning_fabric import Fabric
+
+    return Fabric(accelerator="auto", devices=1)
+
+
+def schedule(
+    optimizer: torch.optim.Optimizer, config: PretrainConfig | AdversarialConfig
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up, then a half cosine down to zero or a constant rate."""
+
+    def factor(step: int) -> float:
+        if step < config.warmup_steps:
+            return (step + 1) / config.warmup_steps
+        if config.schedule == "constant":
+            return 1.0
+        done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def moving_average(generator: nn.Module, decay: float, device: torch.device) -> AveragedModel:
+    """Exponential moving average of the weights; batch norm's statistics are copied as they are.
+
+    The decay rises with the number of updates n, min(decay, (1 + n) / (10 + n)), so that a short
+    run's average forgets the random start.
+    """
+
+    def update(averages: list[Tensor], weights: list[Tensor], n: Tensor) -> None:
+        d = torch.minimum((1 + n) / (10 + n), torch.full_like(n, decay, dtype=torch.float32))
+        torch._foreach_lerp_(averages, weights, (1 - d).item())
+
+    return AveragedModel(generator, device, multi_avg_fn=torch.no_grad()(update)).eval()
+
+
+class Run:
+    """A run's folder: checkpoint, resume and log, shared by both loops.
+
+    ``parts`` are the things with a state: networks, optimizers, schedulers and the bank.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        config: PretrainConfig | AdversarialConfig,
+        metrics: list[str],
+        progress: bool,
+        **parts: Any,
+    ):
+        self.folder, self.config, self.parts = Path(folder), config, parts
+        self.path = self.folder / CHECKPOINT
+        self.monitor = Monitor(
+            self.folder, metrics, config.log_every, config.steps, config.batch_size, progress
+        )
+
+    def __enter__(self) -> "Run":
+        self.start, pending = self._resume() if self.path.is_file() else (0, [])
+        self.step = self.start
+        self.monitor.open(self.start, pending)
+        self.begin = time.perf_counter()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.seconds = time.perf_counter() - self.begin
+        self.monitor.close()
+
+    def remaining_steps(self):
+        """The numbers of the steps still to do, from 1 to ``config.steps``."""
+        for step in range(self.start + 1, self.config.steps + 1):
+            yield step
+            self.step = step
+
+    def due(self, step: int, every: int) -> bool:
+        """True at every multiple of ``every`` (if positive) and after the last step."""
+        return step == self.config.steps or (every > 0 and step % every == 0)
+
+    def save(self, step: int) -> None:
+        self.monitor.check(step)  # never overwrite a good checkpoint with NaN
+        self.step = step
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        state["random"] = torch.get_rng_state()
+        state["pending"] = self.monitor.pending
+        info = {
+            "step": step,
+            "config": {"kind": type(self.config).__name__} | asdict(self.config),
+            "model": describe(self.parts["generator"]),
+        }
+        save_checkpoint(self.path, state, info)
+
+    def _resume(self) -> tuple[int, list[Tensor]]:
+        state, info = load_checkpoint(self.path)
+        mine = {"kind": type(self.config).__name__} | asdict(self.config)
+        theirs = info["config"]
+        differing = [
+            f"{key} = {theirs.get(key)!r}, now {value!r}"
+            for key, value in mine.items()
+            if _plain(value) != _plain(theirs.get(key)) and key != "steps"
+        ]
+        if differing or info["step"] > self.config.steps:
+            why = "; ".join(differing) or f"step {info['step']} of {theirs['steps']}"
+            raise CheckpointError(
+                f"{self.folder} holds a run with other settings ({why}): choose another folder, "
+                "the same settings, or delete the folder to start again."
+            )
+        for name, part in self.parts.items():
+            if isinstance(part, nn.Module):
+                load_weights(part, state[name], self.path)
+            else:
+                part.load_state_dict(state[name])
+        torch.set_rng_state(state["random"])
+        return info["step"], state["pending"]
+
+    def say_stopped(self, step: int) -> None:
+        print(
+            f"\nStopped after step {step} of {self.config.steps}; saved {self.path}. "
+            "Run the same command or cell again to go on from here."
+        )
+
+    def result(self) -> Result:
+        done = self.step - self.start
+        speed = done * self.config.batch_size / self.seconds if done else 0.0
+        generator = deepcopy(self.parts["average"].module).eval()
+        return Result(generator, self.folder, self.step, self.seconds, speed)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,170 @@
+"""What a run tells while it goes: a CSV log, a progress bar, an alarm for NaN, a clean stop."""
+
+import csv
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from srlab.errors import SrlabError
+
+
+class TrainingDiverged(SrlabError):
+    """A loss became NaN or infinite."""
+
+
+class Monitor:
+    """Collects metrics step by step and writes their means to ``log.csv``.
+
+    Values stay on the device until a row is due: one transfer every ``log_every`` steps instead of
+    several a step, so a GPU never waits for its log. If TensorBoard is installed, the same values
+    go to ``tensorboard/`` beside the log.
+
+    Args:
+        folder: where ``log.csv`` lies.
+        names: the metrics, in the order of the columns after ``step``.
+        log_every: steps to a row.
+        steps: the run's length, for the progress bar.
+        patches_per_step: for the speed shown.
+        progress: show a bar.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        log_every: int,
+        steps: int,
+        patches_per_step: int,
+        progress: bool = True,
+    ):
+        self.path = folder / "log.csv"
+        self.columns = ["step", *names]
+        self.log_every = log_every
+        self.steps = steps
+        self.patches_per_step = patches_per_step
+        self.progress = progress
+        self.pending: list[Tensor] = []  # one vector of metrics a step since the last row
+        self.extra: dict[str, float] = {}
+
+    def open(self, step: int, pending: Sequence[Tensor] = ()) -> None:
+        """Begin at ``step``: drop rows that lie beyond it (a killed run may have left some)."""
+        self.pending = list(pending)
+        rows = [r for r in read_rows(self.path) if int(r["step"]) <= step] if step else []
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self.path)
+        self.board = _tensorboard(self.path.parent / "tensorboard")
+        self.start, self.begin = step, time.perf_counter()
+        self.bar = tqdm(
+            total=self.steps, initial=step, unit="step", mininterval=0.5, disable=not self.progress
+        )
+
+    def step(self, step: int, values: dict[str, Tensor]) -> None:
+        """Take this step's metrics (0-dim tensors); write a row when one is due."""
+        self.names = list(values)
+        self.pending.append(torch.stack([v.detach().float() for v in values.values()]))
+        self.bar.update()
+        if step % self.log_every == 0 or step == self.steps:
+            self._write(step)
+
+    def note(self, name: str, value: float) -> None:
+        """A number for the next row that isn't measured every step, such as validation PSNR."""
+        self.extra[name] = value
+
+    def check(self, step: int) -> None:
+        """Raise :class:`TrainingDiverged` if a metric since the last row is NaN or infinite."""
+        if not self.pending:
+            return
+        finite = torch.stack(self.pending).isfinite().cpu()
+        if not finite.all():
+            row, column = (~finite).nonzero()[0].tolist()
+            bad = step - len(self.pending) + 1 + row
+            raise TrainingDiverged(
+                f"{self.names[column]} became NaN or infinite at step {bad}: lower the learning "
+                f"rate or look at the data. The last good checkpoint is kept in {self.path.parent}."
+            )
+
+    def _write(self, step: int) -> None:
+        self.check(step)
+        means = torch.stack(self.pending).mean(dim=0).tolist()
+        row = dict(zip(self.names, means, strict=True)) | self.extra
+        with open(self.path, "a", newline="") as file:
+            csv.DictWriter(file, self.columns).writerow(
+                {"step": step} | {k: f"{v:.6g}" for k, v in row.items()}
+            )
+        if self.board:
+            for name, value in row.items():
+                self.board.add_scalar(name, value, step)
+        self.pending, self.extra = [], {}
+        speed = (step - self.start) * self.patches_per_step / (time.perf_counter() - self.begin)
+        shown = {k: f"{row[k]:.4g}" for k in list(row)[-3:]}
+        self.bar.set_postfix({"patches/s": f"{speed:.0f}"} | shown, refresh=False)
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.board:
+            self.board.close()
+
+
+def read_rows(path: Path | str) -> list[dict[str, str]]:
+    """The rows of a log as text; none if there is no file yet."""
+    if not Path(path).is_file():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_log(path: Path | str) -> dict[str, tuple[list[int], list[float]]]:
+    """A log as curves: metric -> (steps, values), skipping rows where it was not measured."""
+    curves: dict[str, tuple[list[int], list[float]]] = {}
+    for row in read_rows(path):
+        for name, text in row.items():
+            if name != "step" and text:
+                steps, values = curves.setdefault(name, ([], []))
+                steps.append(int(row["step"]))
+                values.append(float(text))
+    return curves
+
+
+@contextmanager
+def stop_signal() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, so that a loop can finish its step and save.
+
+    A second Ctrl-C interrupts at once. Outside the main thread, where Python delivers no signals,
+    the event is never set.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(signum: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _tensorboard(folder: Path):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder))
