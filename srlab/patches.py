@@ -78,28 +78,30 @@ class PatchBank:
         scale: int = 4,
         device: torch.device | str = "cpu",
         seed: int = 0,
-        shrink: int = 1,
+        shrink: int | Sequence[int] = 1,
         progress: bool = False,
     ) -> "PatchBank":
         """Decode image files, several at a time, and keep them.
 
         Args:
             files: paths of HR images, for instance from :func:`srlab.datasets.find`.
-            shrink: down-scale each picture by this factor first. 2 removes the JPEG blocks and
-                the demosaicing blur of large camera pictures.
+            shrink: down-scale each picture by this factor first (one for all, or one a file). 2
+                removes the JPEG blocks and the demosaicing blur of large camera pictures.
             progress: show a bar while decoding.
         """
 
-        def decode(path: Path | str) -> Tensor:
+        def decode(path: Path | str, factor: int) -> Tensor:
             image = read_image_u8(path)
-            if shrink > 1:
-                hr = crop_to_multiple(to_float(image), shrink)
-                image = to_uint8(downsample(hr, shrink))
+            if factor > 1:
+                hr = crop_to_multiple(to_float(image), factor)
+                image = to_uint8(downsample(hr, factor))
             return image
+
+        factors = [shrink] * len(files) if isinstance(shrink, int) else shrink
 
         # Pillow and torch release the interpreter lock while they work.
         with ThreadPoolExecutor() as pool:
-            images = pool.map(decode, files)
+            images = pool.map(decode, files, factors)
             if progress:
                 images = tqdm(images, total=len(files), desc="decoding", unit="image")
             return cls(images, scale, device, seed, names=[str(f) for f in files])

@@ -116,6 +116,14 @@ def save(
     save_file(weights, path, metadata=header)
 
 
+def read_notes(path: Path | str) -> dict[str, Any]:
+    """What :func:`save` was told about the weights; empty for a training checkpoint."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {}).get("notes", "{}"))
+
+
 def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path | str) -> None:
     """``model.load_state_dict`` with a message that a person can act on.
 

@@ -2,6 +2,12 @@
 
 from dataclasses import dataclass
 
+from srlab.errors import SrlabError
+
+
+class ConfigError(SrlabError, ValueError):
+    """A setting that no run can have."""
+
 
 @dataclass(frozen=True)
 class PretrainConfig:
@@ -86,13 +92,13 @@ def _check(config: PretrainConfig | AdversarialConfig, positive: tuple[str, ...]
     kind = type(config).__name__
     for name in positive:
         if not getattr(config, name) > 0:
-            raise ValueError(f"{kind}.{name} must be positive, got {getattr(config, name)!r}")
+            raise ConfigError(f"{kind}.{name} must be positive, got {getattr(config, name)!r}")
     if config.schedule not in ("cosine", "constant"):
-        raise ValueError(f"{kind}.schedule must be 'cosine' or 'constant', got {config.schedule!r}")
+        raise ConfigError(f"{kind}.schedule must be 'cosine' or 'constant', got {config.schedule!r}")
     if config.validate_every % config.log_every:
-        raise ValueError(
+        raise ConfigError(
             f"{kind}.validate_every ({config.validate_every}) must be a multiple of log_every "
             f"({config.log_every}), so that each figure finds its row in the log"
         )
     if not 0 <= config.ema_decay < 1:
-        raise ValueError(f"{kind}.ema_decay must lie in [0, 1), got {config.ema_decay!r}")
+        raise ConfigError(f"{kind}.ema_decay must lie in [0, 1), got {config.ema_decay!r}")

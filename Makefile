@@ -1,0 +1,63 @@
+# The course's commands. `make` alone lists them.
+VENV    := .venv
+BIN     := $(VENV)/bin
+PROFILE ?= lite
+# The first Python from 3.11 to 3.13 that is installed; `make PYTHON=/path/to/python` overrides.
+PYTHON  ?= $(firstword $(foreach p,python3.12 python3.13 python3.11 python3 python,$(shell \
+	$(p) -c 'import sys; (3,11) <= sys.version_info[:2] <= (3,13) and print("$(p)")' 2>/dev/null)))
+CHAPTERS := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
+
+.PHONY: help course test lab bench figures refresh lint format lock clean
+
+help:
+	@echo "make course   run all chapters, write them to runs/$(PROFILE)/ (PROFILE=smoke, lite or full)"
+	@echo "make test     lint, unit tests, then every chapter against its stored outputs"
+	@echo "make lab      open the chapters in JupyterLab"
+	@echo "make bench    measure this machine: crops and training patches a second"
+	@echo "make figures  rebuild figures/"
+	@echo "make refresh  run the chapters in place, to store new outputs"
+	@echo "make lock     renew requirements.lock from pyproject.toml"
+
+course: $(VENV)/ready
+	@echo "Running all chapters, profile $(PROFILE): about 5 minutes on two CPU cores for lite, 1 for smoke."
+	@$(BIN)/srlab course run --profile $(PROFILE)
+
+test: $(VENV)/ready
+	@echo "Linting, unit tests, then every chapter against its stored outputs: about 10 minutes on two cores."
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/python -m pytest -q --nbval --nbval-current-env --nbval-cell-timeout=900 \
+		--nbval-sanitize-with tests/nbval_sanitize.cfg tests $(CHAPTERS)
+
+lab: $(VENV)/ready
+	@$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb
+
+bench: $(VENV)/ready
+	@$(BIN)/srlab bench
+
+figures: $(VENV)/ready
+	@$(BIN)/python figures/make_figures.py
+
+refresh: $(VENV)/ready
+	@$(BIN)/python notebooks/refresh.py $(CHAPTERS)
+
+format: $(VENV)/ready
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+lock: $(VENV)/ready
+	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --extra test --no-header --upgrade \
+		pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf runs
+
+# uv installs in parallel; where it cannot reach the packages (an index configured for pip only),
+# pip itself does the same more slowly.
+$(VENV)/ready: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found: install one, or run make PYTHON=/path/to/python."; exit 1; }
+	@echo "Creating $(VENV) with $(PYTHON): a download of about 3 GB, 1 to 5 minutes."
+	@$(PYTHON) -m venv $(VENV) || { echo "python -m venv failed: on Debian and Ubuntu, install python3-venv."; exit 1; }
+	@$(BIN)/python -m pip install -q --disable-pip-version-check uv
+	@$(BIN)/uv pip install -q --python $(BIN)/python -r requirements.lock -e . \
+		|| $(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock -e .
+	@touch $@

@@ -1,0 +1,5 @@
+"""``python -m srlab`` is ``srlab``."""
+
+from srlab.cli import main
+
+main()

@@ -1,0 +1,277 @@
+"""The command line: ``srlab fetch | datasets | models | train | evaluate | course | bench``."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from srlab.errors import SrlabError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Super-resolution GANs: data, training, evaluation, and the course around them.",
+)
+course_app = typer.Typer(no_args_is_help=True, help="The course's chapters.")
+app.add_typer(course_app, name="course")
+
+
+@app.command()
+def datasets() -> None:
+    """List the named image sets and whether they are at hand."""
+    from srlab.datasets import DATASETS, status
+
+    table = _table("name", "images", "here", "what", "licence")
+    for name, image_set in DATASETS.items():
+        folder, found = status(name)
+        here = f"{found} in {folder}" if folder else "no"
+        table.add_row(name, str(image_set.count), here, image_set.title, image_set.licence)
+    Console().print(table)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A set's name; see `srlab datasets`.")],
+    into: Annotated[Path | None, typer.Option(help="Folder to put it in; default: data/.")] = None,
+) -> None:
+    """Download an image set, check it and unpack it."""
+    from srlab import datasets
+
+    files = datasets.fetch(name, into)
+    print(f"{name}: {len(files)} images in {files[0].parent}")
+
+
+@app.command()
+def models() -> None:
+    """List the models whose weights come with the package."""
+    from srlab.models import zoo
+
+    table = _table("name", "parameters", "size", "trained on", "steps", "Set5 PSNR / SSIM")
+    for name, path in zoo.released().items():
+        model, notes = zoo.load(name), zoo.read_notes(path)
+        table.add_row(
+            name,
+            f"{sum(p.numel() for p in model.parameters()):,}",
+            f"{path.stat().st_size / 1e6:.1f} MB",
+            str(notes.get("trained_on", "")),
+            str(notes.get("steps", "")),
+            str(notes.get("set5", "")),
+        )
+    Console().print(table)
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help="srresnet, srresnet-16 or srgan.")],
+    data: Annotated[
+        list[str],
+        typer.Option(help="Set name or folder; repeat for more. NAME@2 halves its pictures first."),
+    ] = ["photos"],  # noqa: B006 (typer reads the default, nothing changes it)
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/MODEL.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="srgan: released model, file or run to start from.")
+    ] = None,
+    validate: Annotated[str, typer.Option(help="Set that the log's val_psnr is measured on.")] = (
+        "photos-valid"
+    ),
+    steps: int = 1000,
+    batch_size: int = 16,
+    patch_size: Annotated[int, typer.Option(help="Side of the LR crop.")] = 24,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate; default 1e-3, for srgan 1e-4.")
+    ] = None,
+    loss: Annotated[str | None, typer.Option(help="l1 or mse; default l1, for srgan mse.")] = None,
+    seed: int = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "32-true",
+    checkpoint_every: int = 500,
+) -> None:
+    """Train a generator, or go on with a run that was stopped.
+
+    `srlab train srresnet` trains for PSNR. `srlab train srgan --init runs/srresnet` plays the
+    adversarial game from there. Ctrl-C saves; the same command goes on.
+    """
+    import torch
+    from lightning_fabric import Fabric
+
+    from srlab.evaluation import protocol
+    from srlab.models import zoo
+    from srlab.models.critics import Discriminator
+    from srlab.patches import PatchBank
+    from srlab.training import config, loop
+
+    torch.manual_seed(seed)
+    if model == "srgan":
+        if init is None:
+            raise SrlabError(
+                "srgan starts from a pre-trained generator: add --init with a released model, a "
+                "weight file or the folder of an `srlab train srresnet` run."
+            )
+        generator = zoo.load(init)
+    elif model in ("srresnet", "srresnet-16"):
+        generator = zoo.build(model)
+    else:
+        raise SrlabError(f"unknown model {model!r}: choose srresnet, srresnet-16 or srgan.")
+
+    common: dict[str, Any] = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "patch_size": patch_size,
+        "checkpoint_every": checkpoint_every,
+    }
+    if model == "srgan":
+        rate = lr or config.AdversarialConfig.generator_lr
+        settings = config.AdversarialConfig(
+            content=loss or "mse", generator_lr=rate, critic_lr=rate, **common
+        )
+    else:
+        settings = config.PretrainConfig(
+            loss=loss or "l1", lr=lr or config.PretrainConfig.lr, **common
+        )
+
+    try:
+        fabric = Fabric(accelerator=device, devices=1, precision=precision)
+    except Exception as error:
+        raise SrlabError(f"--device {device} --precision {precision}: {error}") from error
+    files, shrink = _training_files(data)
+    held_out = _find(validate)
+    print(f"decoding {len(files)} images ...", flush=True)
+    bank = PatchBank.from_files(files, 4, fabric.device, seed, shrink, progress=True)
+    print(f"{bank.nbytes / 1e6:,.0f} MB of pixels on {fabric.device}; {settings}", flush=True)
+
+    def score(generator: torch.nn.Module) -> float:
+        return protocol.mean(protocol.evaluate(generator, held_out, device=fabric.device)).psnr
+
+    folder = out or Path("runs") / model
+    options: dict[str, Any] = {"validate": score, "fabric": fabric}
+    if model == "srgan":
+        critic = Discriminator(patch_size * generator.scale)
+        result = loop.adversarial(generator, critic, bank, settings, folder, **options)
+    else:
+        result = loop.pretrain(generator, bank, settings, folder, **options)
+    print(
+        f"{result.step} steps in {folder}, {result.patches_per_second:.0f} patches/s. "
+        f"Next: srlab evaluate {folder} --dataset {validate}"
+    )
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="bicubic, a released model, a file or a run.")],
+    dataset: Annotated[str, typer.Option(help="Set name or folder.")] = "photos-valid",
+    csv: Annotated[Path | None, typer.Option(help="Write the scores to this file.")] = None,
+    channel: Annotated[str, typer.Option(help="y (luma) or rgb.")] = "y",
+    shave: Annotated[int, typer.Option(help="Pixels cut from each side.")] = 4,
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    tile: Annotated[int, typer.Option(help="Side of a tile in LR pixels.")] = 256,
+) -> None:
+    """Score a model on an image set by the published protocol: PSNR and SSIM, x4."""
+    from srlab.evaluation import protocol
+    from srlab.models import zoo
+
+    try:
+        rules = protocol.Protocol(channel=channel, shave=shave)
+    except ValueError as error:
+        raise SrlabError(str(error)) from error
+    files = _find(dataset)
+    generator = zoo.load(model)
+    scores = protocol.evaluate(generator, files, rules, device=device, tile=tile, progress=True)
+    table = _table("image", "PSNR (dB)", "SSIM")
+    for row in [*scores, protocol.mean(scores)]:
+        table.add_row(row.image, f"{row.psnr:.2f}", f"{row.ssim:.4f}")
+    Console().print(table)
+    print(f"{model} on {dataset}: {asdict(rules)}")
+    if csv:
+        protocol.write_csv(scores, csv)
+        print(f"wrote {csv}")
+
+
+@app.command()
+def bench(
+    out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
+    quick: Annotated[bool, typer.Option(help="A few repetitions only.")] = False,
+) -> None:
+    """Measure this machine: crops a second, and training patches a second."""
+    from srlab.bench import run_bench
+
+    run_bench(out, quick)
+
+
+@course_app.command("run")
+def course_run(
+    profile: Annotated[str, typer.Option(help="smoke, lite or full.")] = "lite",
+    chapter: Annotated[
+        list[str] | None, typer.Option(help="Only this chapter; repeat for more.")
+    ] = None,
+    start: Annotated[str | None, typer.Option("--from", help="Skip earlier chapters.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to use in place of runs/.")] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("-p", help="NAME=VALUE, overrides the profile; repeat.")
+    ] = None,
+) -> None:
+    """Run the chapters in order; executed notebooks and an HTML index go to runs/PROFILE."""
+    from srlab.course.run import run_course
+
+    folder = run_course(profile, chapter, start, out, _parameters(parameter or []))
+    print(f"Open {folder / 'index.html'}")
+
+
+def _parameters(pairs: list[str]) -> dict[str, Any]:
+    import yaml
+
+    parsed = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise SrlabError(f"-p {pair}: write NAME=VALUE.")
+        parsed[name] = yaml.safe_load(value)
+    return parsed
+
+
+def _training_files(names: list[str]) -> tuple[list[Path], list[int]]:
+    """Files of all sets, and for each by how much it is shrunk first (``NAME@2``)."""
+    files, shrink = [], []
+    for name in names:
+        base, at, factor = name.rpartition("@")
+        if not at:
+            base, factor = name, "1"
+        if not factor.isdigit() or factor == "0":
+            raise SrlabError(f"--data {name}: write a whole number after @, such as @2.")
+        found = _find(base)
+        files += found
+        shrink += [int(factor)] * len(found)
+    return files, shrink
+
+
+def _find(name: str) -> list[Path]:
+    from srlab.datasets import find
+
+    return find(name)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    return table
+
+
+def main() -> None:
+    """Entry point: an :class:`SrlabError` becomes one line and exit status 1."""
+    try:
+        app()
+    except SrlabError as error:
+        print(f"srlab: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("srlab: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

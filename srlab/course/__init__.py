@@ -1,0 +1,18 @@
+"""What a chapter needs beside the package it teaches: settings, real source, checked exercises.
+
+::
+
+    from srlab import course
+
+    settings = course.settings("02", profile=profile, seed=seed)
+    course.source(ResidualBlock)
+    course.check.value("02-1", my_answer, expected=256)
+"""
+
+from srlab.course import check
+from srlab.course.paths import chapter_run
+from srlab.course.run import run_course
+from srlab.course.settings import settings
+from srlab.course.show import source
+
+__all__ = ["chapter_run", "check", "run_course", "settings", "source"]

@@ -1,0 +1,256 @@
+"""Run the chapters one after another by papermill, as a learner would by hand."""
+
+import contextlib
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from srlab.course import paths
+from srlab.course.pages import duration, write_index, write_page
+from srlab.course.paths import CourseError
+from srlab.course.settings import check_type, declared, read_profile, refuse_unknown
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A numbered notebook of the course and the names in its ``parameters`` cell."""
+
+    number: str
+    title: str
+    notebook: Path
+    parameters: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.number} {self.title}"
+
+
+class ChapterFailed(Exception):
+    """A chapter stopped; ``details`` are the lines that help to put it right."""
+
+    def __init__(self, message: str, details: str):
+        super().__init__(message)
+        self.details = details
+
+
+def run_course(
+    profile: str = "lite",
+    chapters: Sequence[int | str] | None = None,
+    start: int | str | None = None,
+    out: Path | str | None = None,
+    parameters: dict[str, Any] | None = None,
+    html: bool = True,
+) -> Path:
+    """Run chapters in order, each in a fresh kernel of this very interpreter.
+
+    Leaves in ``runs/<profile>``: the executed notebooks, a page for each and ``index.html``, and
+    ``times.json`` with each chapter's status and wall time in seconds. Every chapter works in its
+    own folder there, see :func:`srlab.course.paths.chapter_run`.
+
+    Args:
+        profile: name of a file in ``notebooks/profiles``.
+        chapters: numbers of the chapters to run; all if not given.
+        start: skip the chapters before this one.
+        out: folder to use in place of ``runs``.
+        parameters: values that override the profile's. Each chapter gets those it declares.
+        html: make the pages.
+
+    Returns:
+        The folder with the results.
+
+    Raises:
+        SrlabError: a chapter, profile or parameter is unknown; nothing has been run.
+        CourseError: a chapter failed. Its notebook up to the failing cell, its page and the index
+            are there, and the chapters after it were not run.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    course = _read_chapters()
+    selected = _select(course, chapters, start)
+    values = {**_validated(parameters or {}, selected, profile), "profile": profile}
+    runs = Path(out).resolve() if out else paths.runs_folder()
+    folder = runs / profile
+    paths.make_folder(folder)
+    times = paths.read_json(folder / "times.json")
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{len(selected)} chapters, profile {profile}, results in {folder}")
+    earlier = [times.get(chapter.number, {}) for chapter in selected]
+    if all(entry.get("status") == "done" for entry in earlier):
+        console.print(f"The last run took {duration(sum(e['seconds'] for e in earlier))}.")
+    width = max(len(str(chapter)) for chapter in selected)
+    columns = ("{task.description}", BarColumn(), "cell", MofNCompleteColumn(), TimeElapsedColumn())
+    hidden = not console.is_terminal
+    with (
+        _quiet("papermill", "traitlets"),
+        Progress(*columns, console=console, transient=True, disable=hidden) as bar,
+    ):
+        for position, chapter in enumerate(selected, 1):
+            task = bar.add_task(f"{chapter} (chapter {position} of {len(selected)})")
+            entry = times[chapter.number] = {"status": "stopped", "seconds": 0.0}
+            began = time.perf_counter()
+            try:
+                _execute(chapter, values, runs, folder, partial(bar.update, task))
+                entry["status"] = "done"
+            except ChapterFailed as failure:
+                entry["status"] = "failed"
+                console.print(failure.details)
+                same = ", with this run's other options" if parameters or out or chapters else ""
+                raise CourseError(
+                    f"Chapter {chapter} {failure}. Put it right, then go on with "
+                    f"`srlab course run --from {chapter.number} --profile {profile}`{same}."
+                ) from None
+            finally:
+                entry["seconds"] = round(time.perf_counter() - began, 1)
+                bar.remove_task(task)
+                took = duration(entry["seconds"])
+                console.print(f"{chapter!s:{width}}   {entry['status']} in {took}")
+                paths.write_json(folder / "times.json", times)
+                if html:
+                    write_page(chapter.notebook, folder, str(chapter))
+                    write_index(
+                        folder, {str(c): (c.notebook.stem, times.get(c.number)) for c in course}
+                    )
+    return folder
+
+
+def _read_chapters() -> list[Chapter]:
+    found = [
+        Chapter(path.name[:2], _title(path), path, tuple(declared(path)))
+        for path in paths.notebooks()
+    ]
+    if not found:
+        raise CourseError(f"There are no chapters in {paths.course_root() / 'notebooks'}.")
+    return found
+
+
+def _title(notebook: Path) -> str:
+    """The first heading, without the chapter's number."""
+    for cell in paths.read_json(notebook).get("cells", ()):
+        heading = re.match(r"# (?:chapter\s+)?(?:\d+\W+)?(.+)", "".join(cell["source"]), re.I)
+        if cell["cell_type"] == "markdown" and heading:
+            return heading[1].strip()
+    return notebook.stem[3:].replace("_", " ").capitalize()
+
+
+def _select(
+    course: list[Chapter], chapters: Sequence[int | str] | None, start: int | str | None
+) -> list[Chapter]:
+    valid = [chapter.number for chapter in course]
+    wanted = valid if chapters is None else [paths.chapter_number(c) for c in chapters]
+    first = valid[0] if start is None else paths.chapter_number(start)
+    for number in (*wanted, first):
+        if number not in valid:
+            raise CourseError(f"There is no chapter {number}: choose from {', '.join(valid)}.")
+    selected = [c for c in course if c.number in wanted and c.number >= first]
+    if not selected:
+        raise CourseError(f"No chapter is left to run: none of those named is {first} or later.")
+    return selected
+
+
+def _validated(parameters: dict[str, Any], selected: list[Chapter], profile: str) -> dict[str, Any]:
+    defaults = read_profile(profile)
+    valid = {name for chapter in selected for name in chapter.parameters} - {"profile"}
+    refuse_unknown(parameters, valid, "the chapters to run")
+    for name, value in parameters.items():
+        check_type(name, value, defaults.get(name), profile)
+    return {name: _absolute(value) for name, value in parameters.items()}
+
+
+def _absolute(value: Any) -> Any:
+    """A path is meant from where the user is, and a chapter works in its own folder."""
+    is_path = isinstance(value, str) and os.sep in value and Path(value).exists()
+    return str(Path(value).resolve()) if is_path else value
+
+
+def _execute(
+    chapter: Chapter,
+    values: dict[str, Any],
+    runs: Path,
+    folder: Path,
+    progress: Callable[..., None],
+) -> None:
+    """Run one chapter in its own folder, or raise :class:`ChapterFailed`."""
+    from papermill import PapermillExecutionError, execute_notebook
+
+    output = folder / chapter.notebook.name
+    work = folder / chapter.number
+    paths.make_folder(work)
+    given = {name: values[name] for name in chapter.parameters if name in values}
+    cells = len(paths.read_json(chapter.notebook)["cells"]) + bool(given)
+    current = 0
+
+    def on_cell_start(cell: Any, cell_index: int) -> None:
+        nonlocal current
+        current = cell_index + 1
+        progress(completed=cell_index, total=cells)
+
+    try:
+        execute_notebook(
+            _literal(chapter.notebook),
+            _literal(output),
+            parameters=given,
+            cwd=work,
+            kernel_name="python3",
+            language="python",
+            kernel_manager_class=_kernel_manager(runs),
+            on_cell_start=on_cell_start,
+            progress_bar=False,
+        )
+    except PapermillExecutionError as error:
+        at = f"cell [{error.exec_count}]"
+        message = f"{error.ename}: {error.evalue}"
+        source = error.source.splitlines()
+        source = source[:5] + ["..."] * (len(source) > 5)
+        trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
+        lines = [f"{at} of {output}:", *source, "", *(trace[-8:] or [message])]
+        raise ChapterFailed(
+            f"stopped in {at} with {message.splitlines()[0]}", "\n    ".join(lines)
+        ) from None
+    except RuntimeError as error:
+        raise ChapterFailed(
+            f"lost its kernel in cell {current} of {cells}, most often because memory ran out",
+            f"{output}: {error}",
+        ) from None
+
+
+def _literal(path: Path) -> str:
+    """papermill takes braces in a path for a template."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _kernel_manager(runs: Path) -> type:
+    """A kernel of this interpreter, whatever kernels are registered for the user, and its srlab."""
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
+
+    package = str(Path(__file__).resolve().parents[2])
+    data = os.path.expanduser(os.environ.get("SRLAB_DATA", "")).split(os.pathsep)
+    environment = {
+        "SRLAB_COURSE": str(paths.course_root()),
+        "SRLAB_RUNS": str(runs),
+        "SRLAB_DATA": os.pathsep.join(map(os.path.abspath, filter(None, data))),
+        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
+    }
+    command = get_kernel_dict(extra_arguments=["--log-level=ERROR"])
+    spec = KernelSpec(**command, env=environment)
+    return type("ThisInterpreter", (AsyncKernelManager,), {"kernel_spec": spec})
+
+
+@contextlib.contextmanager
+def _quiet(*loggers: str) -> Iterator[None]:
+    before = {logger: logging.getLogger(logger).level for logger in loggers}
+    for logger in loggers:
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in before.items():
+            logging.getLogger(logger).setLevel(level)

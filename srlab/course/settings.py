@@ -1,0 +1,165 @@
+"""A chapter's settings: what its ``parameters`` cell says, and for the rest its profile.
+
+A chapter holds one cell tagged ``parameters``, with literals only. ``None`` means "as the profile
+says"::
+
+    profile = "lite"
+    seed = 0
+    pretrain_steps = None
+
+and the next cell asks for the whole picture::
+
+    settings = course.settings("02", profile=profile, seed=seed, pretrain_steps=pretrain_steps)
+"""
+
+import ast
+import difflib
+import json
+import sys
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from srlab.course.paths import chapter_number, chapter_run, course_root, notebooks
+from srlab.errors import SrlabError
+
+
+class SettingsError(SrlabError):
+    """A profile or a parameter that does not exist, or a value that cannot be."""
+
+
+class Settings(SimpleNamespace):
+    """Every setting of one chapter by its name, with ``chapter``, ``profile`` and ``run``.
+
+    ``run`` is the folder of the chapter's results. It is printed as ``runs/<profile>/<NN>``
+    wherever it lies, so that the printed settings are the same on every computer.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise SettingsError(
+            f"Settings are fixed: to change {name}, edit the parameters cell and run it again."
+        )
+
+    def __repr__(self) -> str:
+        shown = {**vars(self), "run": f"runs/{self.profile}/{self.chapter}"}
+        width = max(map(len, shown))
+        return "\n".join(f"{name:{width}} = {value}" for name, value in shown.items())
+
+
+def settings(chapter: int | str, *, profile: str = "lite", **values: Any) -> Settings:
+    """The settings of a chapter: ``values``, and where a value is ``None`` the profile's.
+
+    Args:
+        chapter: its number.
+        profile: name of a file in ``notebooks/profiles``.
+        values: every other name in the chapter's ``parameters`` cell.
+
+    Raises:
+        SettingsError: the profile does not exist or does not define a value that was left to it;
+            a parameter, given here or injected by papermill, is not one of the chapter's; or a
+            value is of another type than the profile's.
+    """
+    chapter = chapter_number(chapter)
+    defaults = read_profile(profile)
+    notebook = next((path for path in notebooks() if path.name.startswith(chapter)), None)
+    # A chapter that is still being written, outside the course, may use what any profile sets.
+    known = declared(notebook) if notebook else ["profile", "seed", *defaults]
+    refuse_unknown(values, known, f"chapter {chapter}")
+    # `papermill -f profiles/smoke.yaml` injects the whole profile: more than one chapter uses.
+    injected = [name for name in _injected() if name not in defaults]
+    refuse_unknown(injected, known, f"chapter {chapter}")
+    for name, value in values.items():
+        if value is None and name not in defaults:
+            raise SettingsError(
+                f"The profile {profile} does not define {name}, so chapter {chapter} needs a "
+                f"value: set {name} in its parameters cell or in notebooks/profiles/{profile}.yaml."
+            )
+        values[name] = defaults[name] if value is None else value
+        check_type(name, values[name], defaults.get(name), profile)
+    run = chapter_run(chapter, profile)
+    return Settings(chapter=chapter, profile=profile, **values, run=run)
+
+
+def read_profile(profile: str) -> dict[str, Any]:
+    """The values that ``notebooks/profiles/<profile>.yaml`` gives to parameters, by name.
+
+    Raises:
+        SettingsError: there is no such profile, or the file is not a flat YAML mapping.
+    """
+    import yaml
+
+    files = {path.stem: path for path in (course_root() / "notebooks/profiles").glob("*.yaml")}
+    if profile not in files:
+        raise SettingsError(
+            f"There is no profile {profile!r}: choose one of {', '.join(sorted(files))}."
+        )
+    try:
+        values = yaml.safe_load(files[profile].read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{files[profile]} is not valid YAML: {error}") from error
+    if not isinstance(values, dict) or any(isinstance(value, dict) for value in values.values()):
+        raise SettingsError(f"{files[profile]} must hold one `name: value` a line, not nested.")
+    return values
+
+
+def declared(notebook: Path) -> list[str]:
+    """The names that a notebook's ``parameters`` cell assigns; none if it has no such cell.
+
+    Raises:
+        SettingsError: the file is not a notebook or that cell is not Python.
+    """
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        for cell in cells:
+            if "parameters" in cell["metadata"].get("tags", ()):
+                return _assigned("".join(cell["source"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise SettingsError(f"{notebook} is damaged: it is not a notebook ({error}).") from error
+    except SyntaxError as error:
+        raise SettingsError(
+            f"The parameters cell of {notebook.name} is not Python: {error.msg}, "
+            f"line {error.lineno}."
+        ) from error
+    return []
+
+
+def refuse_unknown(names: Iterable[str], valid: Collection[str], where: str) -> None:
+    """Raise :class:`SettingsError` for the first name that is not a parameter, with the nearest."""
+    for name in names:
+        if name not in valid:
+            near = difflib.get_close_matches(name, valid, n=1)
+            meant = f" Did you mean {near[0]}?" if near else ""
+            listed = ", ".join(sorted({*valid}))
+            raise SettingsError(f"Unknown parameter {name} for {where}.{meant} Valid: {listed}.")
+
+
+def check_type(name: str, value: Any, like: Any, profile: str) -> None:
+    """Raise :class:`SettingsError` if a value is of another type than the profile's value."""
+    if value is None or like is None or type(value) is type(like):
+        return
+    if isinstance(like, float) and type(value) is int:
+        return
+    raise SettingsError(
+        f"{name} must be {type(like).__name__} like {like!r} in the profile {profile}, "
+        f"not {type(value).__name__} {value!r}."
+    )
+
+
+def _injected() -> list[str]:
+    """Names which papermill set in this kernel: it runs a cell headed ``# Parameters``.
+
+    papermill injects a misspelt name without a word, so that a run would quietly use the default.
+    """
+    ipython = sys.modules.get("IPython")
+    shell = ipython and ipython.get_ipython()
+    history = shell.user_ns.get("In", []) if shell else []
+    cells = [cell for cell in history if cell.partition("\n")[0].strip() == "# Parameters"]
+    return _assigned(cells[-1]) if cells else []
+
+
+def _assigned(source: str) -> list[str]:
+    targets = []
+    for node in ast.parse(source).body:
+        targets += node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return [target.id for target in targets if isinstance(target, ast.Name)]

@@ -1,0 +1,66 @@
+"""Show a component's real source in a chapter, so that page and package cannot drift apart."""
+
+import ast
+import inspect
+import textwrap
+from typing import Any
+
+from srlab.course.paths import CourseError
+
+
+class Source:
+    """Source code that a notebook displays: highlighted as HTML, plain as text.
+
+    The text is what nbval compares: a changed component makes the chapter that shows it stale.
+    """
+
+    def __init__(self, name: str, code: str):
+        self.name = name
+        self.code = code
+
+    def __repr__(self) -> str:
+        return f"# {self.name}\n{self.code}"
+
+    def _repr_html_(self) -> str:
+        from jupyterlab_pygments import JupyterStyle
+        from pygments import highlight
+        from pygments.formatters import HtmlFormatter
+        from pygments.lexers import PythonLexer
+
+        # The colours are JupyterLab's own variables, so they follow its light and dark themes.
+        # Where there are none (GitHub) the code takes the page's colour.
+        return highlight(
+            repr(self), PythonLexer(), HtmlFormatter(style=JupyterStyle, noclasses=True)
+        )
+
+
+def source(obj: Any, docstring: bool = True) -> Source:
+    """The source of a class, function or module, headed by its qualified name.
+
+    Args:
+        obj: the component; for an instance its class is shown.
+        docstring: ``False`` leaves out the component's own docstring.
+
+    Raises:
+        CourseError: it has no Python source.
+    """
+    if not (inspect.ismodule(obj) or inspect.isclass(obj) or inspect.isroutine(obj)):
+        obj = type(obj)
+    name = obj.__name__ if inspect.ismodule(obj) else f"{obj.__module__}.{obj.__qualname__}"
+    try:
+        code = textwrap.dedent(inspect.getsource(obj)).rstrip()
+    except (OSError, TypeError) as error:
+        raise CourseError(f"{name} has no Python source to show.") from error
+    return Source(name, code if docstring else _without_docstring(code, inspect.ismodule(obj)))
+
+
+def _without_docstring(code: str, is_module: bool) -> str:
+    tree = ast.parse(code)
+    body = tree.body if is_module else tree.body[0].body
+    first = body[0]
+    if ast.get_docstring(tree if is_module else tree.body[0]) is None or len(body) == 1:
+        return code
+    lines = code.splitlines()
+    # With the docstring goes the blank line below it.
+    below = next(n for n in range(first.end_lineno, len(lines)) if lines[n].strip())
+    return "\n".join(lines[: first.lineno - 1] + lines[below:])

@@ -1,0 +1,412 @@
+"""Named image sets: where they come from, under which licence, and how they are fetched.
+
+``photos`` needs no download; any folder of one's own does as well as a named set.
+"""
+
+import difflib
+import importlib.util
+import os
+import shutil
+import stat
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
+
+from tqdm.auto import tqdm
+
+from srlab.errors import SrlabError
+from srlab.images import ImageError, list_images
+
+
+class DatasetError(SrlabError):
+    """An image set is unknown, missing or incomplete, or could not be fetched."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A named set of HR images: with ``files`` it comes with scikit-image, with a ``url``
+    :func:`fetch` gets it, with neither it is got by hand from its ``homepage``."""
+
+    name: str
+    title: str
+    count: int  # images in the published set
+    licence: str
+    homepage: str
+    folders: tuple[str, ...] = ()  # names under which people keep it; fetch() uses the first
+    files: tuple[str, ...] = ()  # in scikit-image's data folder
+    url: str = ""
+    size: str = ""  # of the download
+    checksum: str = ""  # of the download: "md5:..." or "sha256:..."
+    member: str = ""  # the folder in the archive that holds the HR images
+
+    @property
+    def needed(self) -> int:
+        """With fewer images the set is incomplete. What is got by hand is often pruned: 1."""
+        return self.count if self.url or self.files else 1
+
+
+_DIV2K = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
+# The archive of the EDSR paper (Lim et al. 2017) holds the four usual test sets.
+_EDSR = {
+    "url": "https://cv.snu.ac.kr/research/EDSR/benchmark.tar",
+    "size": "250 MB",
+    "checksum": "md5:4ace41d33c2384b97e6b320cd0afd6ba",
+}
+_SKIMAGE = "https://scikit-image.org/docs/stable/api/skimage.data.html"
+_SET5 = "https://people.rennes.inria.fr/Aline.Roumy/results/SR_BMVC12.html"
+_SET14 = "https://sites.google.com/site/romanzeyde/research-interests"
+_URBAN100 = "https://github.com/jbhuang0604/SelfExSR"
+_T91 = "https://github.com/jiny2001/dcscn-super-resolution"  # its data/yang91
+_BSDS = "https://github.com/BIDS/BSDS500"
+
+_FREE = "public domain or CC0; motorcycle_left (Middlebury 2014) states none"
+_RESEARCH = "academic research only"
+_STUDY = "non-commercial research and education"
+_NONE = "none stated; research benchmark"
+
+
+def _photos(name: str, use: str, licence: str, *files: str) -> ImageSet:
+    title = f"Photographs in scikit-image, {use}"
+    return ImageSet(name, title, len(files), licence, _SKIMAGE, files=files)
+
+
+def _div2k(part: str, count: int, size: str, checksum: str) -> ImageSet:
+    title, folder = f"DIV2K {part} (Agustsson and Timofte 2017)", f"DIV2K_{part}_HR"
+    where = {"url": f"{_DIV2K}{folder}.zip", "member": folder, "folders": (folder,)}
+    what = {"size": size, "checksum": checksum}
+    return ImageSet(f"div2k-{part}", title, count, _RESEARCH, _DIV2K, **where, **what)
+
+
+def _benchmark(title: str, count: int, licence: str, homepage: str, *folders: str) -> ImageSet:
+    name, member = title.split()[0].lower(), f"benchmark/{folders[-1]}/HR"
+    return ImageSet(name, title, count, licence, homepage, folders, member=member, **_EDSR)
+
+
+# scikit-image's retina is left out: it would be half of all pixels, and nearly all are smooth.
+_TRAIN = ("astronaut.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "rocket.jpg")
+DATASETS: dict[str, ImageSet] = {
+    image_set.name: image_set
+    for image_set in (
+        _photos("photos", "for training", _FREE, *_TRAIN),
+        _photos("photos-valid", "held out", "CC0", "chelsea.png", "coffee.png"),
+        _div2k("train", 800, "3.5 GB", "md5:bdc2d9338d4e574fe81bf7d158758658"),
+        _div2k("valid", 100, "450 MB", "md5:9fcdda83005c5e5997799b69f955ff88"),
+        _benchmark("Set5 (Bevilacqua et al. 2012)", 5, _NONE, _SET5, "Set5"),
+        _benchmark("Set14 (Zeyde et al. 2010)", 14, _NONE, _SET14, "Set14"),
+        _benchmark("BSD100 (Martin et al. 2001)", 100, _STUDY, _BSDS, "BSD100", "BSDS100", "B100"),
+        _benchmark("Urban100 (Huang et al. 2015)", 100, _NONE, _URBAN100, "Urban100"),
+        ImageSet("bsds400", "BSDS500 but BSD100", 400, _STUDY, _BSDS, ("BSDS400",)),
+        ImageSet("t91", "T91 (Yang et al. 2010)", 91, _NONE, _T91, ("T91",)),
+    )
+}
+
+
+def data_folders() -> list[Path]:
+    """Where :func:`find` looks, in order; :func:`fetch` writes to the first.
+
+    The folders in the environment variable ``SRLAB_DATA`` (separated like those in ``PATH``), then
+    ``data/`` of the clone that srlab runs from, or the user's cache where there is no clone.
+    """
+    named = os.environ.get("SRLAB_DATA", "").split(os.pathsep)
+    folders = [Path(os.path.expanduser(folder)) for folder in named if folder]
+    clone = Path(__file__).resolve().parent.parent
+    if (clone / "pyproject.toml").is_file():
+        return [*folders, clone / "data"]
+    import pooch
+
+    return [*folders, Path(pooch.os_cache("srlab"))]
+
+
+def find(name: str | Path) -> list[Path]:
+    """The image files of a named set or of a folder, sorted; a single image file is its own set.
+
+    A named set may lie in any of :func:`data_folders` or up to two levels down, in upper or lower
+    case, its images in an ``HR`` subfolder or not: ``benchmarks/Set5``, ``DIV2K/DIV2K_train_HR``.
+
+    Raises:
+        DatasetError: no such set or folder, a folder without images, or a set that is not on this
+            machine or incomplete.
+    """
+    if image_set := DATASETS.get(name):
+        folder, images = _locate(image_set, data_folders())
+        if len(images) < image_set.needed:
+            raise _absent(image_set, folder, len(images))
+        return images
+    path = Path(os.path.expanduser(name))
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise _unknown(name)
+    if not (images := _images(path)):
+        raise DatasetError(f"{path} holds no images: put some there or name another folder.")
+    return images
+
+
+def status(name: str) -> tuple[Path | None, int]:
+    """(folder of a named set or None, number of its images there); never raises."""
+    if name not in DATASETS:
+        return None, 0
+    folder, images = _locate(DATASETS[name], data_folders())
+    return folder, len(images)
+
+
+def _locate(image_set: ImageSet, roots: Sequence[Path]) -> tuple[Path | None, list[Path]]:
+    """The first complete copy of a set, else the fullest one, else (None, [])."""
+    if image_set.files:
+        package = importlib.util.find_spec("skimage")  # does not import it, which takes a while
+        folder = Path(package.origin).parent / "data" if package and package.origin else Path()
+        images = [folder / file for file in image_set.files if (folder / file).is_file()]
+        return (folder if images else None), images
+    best: tuple[Path | None, list[Path]] = (None, [])
+    for folder in _folders_called(image_set.folders, roots):
+        images = _images(folder)
+        if len(images) >= image_set.needed:
+            return folder, images
+        best = max(best, (folder, images), key=lambda found: len(found[1]))
+    return best
+
+
+def _folders_called(names: Sequence[str], roots: Sequence[Path]) -> Iterator[Path]:
+    wanted = {name.lower() for name in names}
+    for root in roots:
+        level = [root]
+        for _ in range(3):
+            level = [sub for folder in level for sub in _subfolders(folder)]
+            yield from (folder for folder in level if folder.name.lower() in wanted)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    except OSError:  # missing, or not ours to read
+        return []
+    return [folder / name for name in names]
+
+
+def _images(folder: Path) -> list[Path]:
+    for place in (folder, folder / "HR"):
+        with suppress(ImageError, OSError):
+            return list_images(place)
+    return []
+
+
+def _unknown(name: str | Path) -> DatasetError:
+    close = difflib.get_close_matches(str(name).lower(), DATASETS, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return DatasetError(
+        f"{str(name)!r} is neither an image set nor a folder{hint}: name one of "
+        f"{', '.join(DATASETS)}, or the path of your own folder of images."
+    )
+
+
+def _absent(image_set: ImageSet, folder: Path | None, found: int) -> DatasetError:
+    name, what, again = image_set.name, "is not on this machine", ""
+    if found:
+        what, again = f"in {folder} has only {found} of {image_set.count} images", " again"
+    if image_set.files:
+        return DatasetError(f"{name} {what}: reinstall scikit-image, which contains it.")
+    here = image_set.folders[0]
+    todo = f"run `srlab fetch {name}`{again} ({image_set.size})"
+    if not image_set.url:
+        todo = f"get it from {image_set.homepage} and put it into {data_folders()[0] / here}"
+    return DatasetError(f"{name} {what}: {todo} or point SRLAB_DATA at a folder that holds {here}.")
+
+
+_MOST_BYTES = 50 * 10**9  # several times what the largest set unpacks to
+_PAUSES = (1, 2, 4, 8)  # seconds between connections
+_CHUNK = 1 << 14  # bytes; when the connection is cut, the chunk under way is lost
+
+
+def fetch(name: str, into: str | Path | None = None, progress: bool = True) -> list[Path]:
+    """Download a named set, check it, unpack it. Returns at once, without network, if it is there.
+
+    A download goes on where it was cut (``.part``); an archive that already lies in the folder,
+    say from a browser, is used. It is unpacked beside its final place, so that no folder of the
+    final name is ever half filled, and then deleted. Set5, Set14, BSD100 and Urban100 share one
+    archive: fetching one of them unpacks all four.
+
+    Args:
+        into: where to put it, by default the first of :func:`data_folders`. For :func:`find` to
+            see another folder, name it in ``SRLAB_DATA``.
+        progress: show bars.
+
+    Raises:
+        DatasetError: unknown set, no connection, no space, no permission, or an archive that is
+            not the published one or not safe to unpack.
+    """
+    if (image_set := DATASETS.get(name)) is None:
+        raise _unknown(name)
+    roots = data_folders() if into is None else [Path(os.path.expanduser(into))]
+    folder, images = _locate(image_set, roots)
+    if len(images) >= image_set.needed:
+        return images
+    if not image_set.url:
+        raise _absent(image_set, folder, len(images))
+    root, shared = roots[0], [s for s in DATASETS.values() if s.url == image_set.url]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        archive = _archive(image_set, root, progress)
+        wanted = [s for s in shared if len(_locate(s, [root])[1]) < s.needed]
+        _unpack(archive, wanted, progress)
+        archive.unlink()
+    except OSError as error:
+        why = error.strerror or error
+        raise DatasetError(f"Cannot write to {root} ({why}): name another folder.") from error
+    return _locate(image_set, [root])[1]
+
+
+def _archive(image_set: ImageSet, root: Path, progress: bool) -> Path:
+    """The archive in root, downloaded unless it is there; a wrong one is deleted."""
+    import pooch
+
+    archive = root / PurePosixPath(image_set.url).name
+    if not archive.exists():
+        part = archive.with_name(archive.name + ".part")
+        _download(image_set.url, part, progress)
+        part.replace(archive)
+    algorithm, checksum = image_set.checksum.split(":")
+    if pooch.file_hash(archive, alg=algorithm) != checksum:
+        archive.unlink()
+        raise DatasetError(
+            f"{archive} had the wrong checksum and was deleted: fetch it again; if that repeats, "
+            f"{image_set.url} is no longer the published file."
+        )
+    return archive
+
+
+def _download(url: str, part: Path, progress: bool) -> None:
+    """Fill ``part``, over as many connections as it takes."""
+    import requests
+
+    for pause in (*_PAUSES, None):
+        try:
+            return _download_rest(url, part, progress)
+        except requests.RequestException as error:
+            code = 0 if error.response is None else error.response.status_code
+            if pause is None or (400 <= code < 500 and code != 416):
+                why = f"HTTP status {code}" if code else type(error).__name__
+                raise DatasetError(
+                    f"{url} could not be downloaded ({why}): check the connection and fetch again, "
+                    "it goes on from there."
+                ) from error
+        time.sleep(pause)
+
+
+def _download_rest(url: str, part: Path, progress: bool) -> None:
+    """One connection; raises requests.RequestException if it ends before the file does."""
+    import requests
+
+    done = part.stat().st_size if part.exists() else 0
+    # Uncompressed on the way, so that lengths and ranges count bytes of the file itself.
+    headers = {"Accept-Encoding": "identity", "Range": f"bytes={done}-"}
+    with requests.get(url, headers=headers, stream=True, timeout=30) as response:
+        if response.status_code == 416:  # the file ends here or before: not a part of this one
+            part.unlink(missing_ok=True)
+        response.raise_for_status()
+        if response.status_code != 206:  # the server knows no ranges: from the start
+            done = 0
+        total = done + int(response.headers.get("Content-Length", 0))
+        _require_space(part.parent, total - done)
+        units = {"unit": "B", "unit_scale": True, "disable": not progress}
+        bar = tqdm(desc=part.stem, total=total, initial=done, **units)
+        with bar, part.open("ab" if done else "wb") as file:
+            for chunk in response.iter_content(_CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+    if part.stat().st_size < total:
+        raise requests.ConnectionError(f"{url} was cut")
+
+
+class _Member(NamedTuple):
+    path: PurePosixPath
+    nbytes: int
+    plain: bool  # neither a link nor a device
+    open: Callable[[], IO[bytes]]
+
+
+@contextmanager
+def _opened(archive: Path) -> Iterator[list[_Member]]:
+    """All files in a zip or tar, ready to be read."""
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as file:
+            infos = [i for i in file.infolist() if not i.is_dir()]
+            links = [stat.S_ISLNK(i.external_attr >> 16) for i in infos]
+            yield [
+                _Member(PurePosixPath(i.filename), i.file_size, not link, partial(file.open, i))
+                for i, link in zip(infos, links, strict=True)
+            ]
+    else:
+        with tarfile.open(archive) as file:
+            yield [
+                _Member(PurePosixPath(m.name), m.size, m.isreg(), partial(file.extractfile, m))
+                for m in file
+                if not m.isdir()
+            ]
+
+
+def _unpack(archive: Path, sets: Sequence[ImageSet], progress: bool) -> None:
+    """Unpack the HR images of each set into a folder beside the archive, all of them or none."""
+    scratch = archive.with_name(f".{archive.name}.unpacking")
+    shutil.rmtree(scratch, ignore_errors=True)  # left behind by an attempt that was killed
+    try:
+        with _opened(archive) as members:
+            _require_safe(archive, members)
+            for image_set in sets:
+                folder = scratch / image_set.folders[0]
+                folder.mkdir(parents=True)
+                wanted = [m for m in members if m.path.parent == PurePosixPath(image_set.member)]
+                for m in tqdm(wanted, desc=f"unpacking {image_set.name}", disable=not progress):
+                    with m.open() as source, (folder / m.path.name).open("wb") as target:
+                        shutil.copyfileobj(source, target, 1 << 20)
+                if (found := len(_images(folder))) < image_set.count:
+                    raise DatasetError(
+                        f"{archive} holds {found} of the {image_set.count} images of "
+                        f"{image_set.name} in {image_set.member}: delete it and fetch again."
+                    )
+                _move_in(folder, archive.parent / folder.name)
+    except (zipfile.BadZipFile, tarfile.TarError) as error:
+        raise DatasetError(f"{archive} cannot be unpacked ({error}): delete it.") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _move_in(folder: Path, final: Path) -> None:
+    if final.exists():  # incomplete: fill it up, take nothing away
+        for file in folder.iterdir():
+            file.replace(final / file.name)
+    else:
+        folder.replace(final)
+
+
+def _require_safe(archive: Path, members: Sequence[_Member]) -> None:
+    """Refuse links, names that lead out of the folder, and more bytes than there can be."""
+    for m in members:
+        # Backslashes and colons lead out on Windows.
+        if not m.plain or m.path.is_absolute() or ".." in m.path.parts or {*"\\:"} & {*str(m.path)}:
+            raise DatasetError(
+                f"{archive} is not safe and was not unpacked: its member {m.path} is a link or "
+                "leads out of the folder; delete the archive."
+            )
+    nbytes = sum(m.nbytes for m in members)
+    if nbytes > _MOST_BYTES:
+        raise DatasetError(
+            f"{archive} is not safe and was not unpacked: {nbytes / 1e9:.0f} GB would come out of "
+            "it, more than any set here has; delete the archive."
+        )
+    _require_space(archive.parent, nbytes)
+
+
+def _require_space(folder: Path, nbytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if nbytes > free:
+        raise DatasetError(
+            f"{folder} has {free / 1e9:.1f} GB free but {nbytes / 1e9:.1f} GB are needed: make "
+            "room or name another folder."
+        )

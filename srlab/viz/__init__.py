@@ -1,0 +1,1 @@
+"""What a chapter shows: ``figures`` (matplotlib) and ``widgets`` (ipywidgets)."""

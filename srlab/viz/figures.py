@@ -1,0 +1,400 @@
+"""Figures: pictures side by side with an enlarged crop, curves, bars and spectra.
+
+Every function returns a :class:`Figure` and leaves pyplot alone, so nothing stays registered,
+nothing is drawn twice and matplotlib's global settings are as they were. Pictures are tensors
+(3, H, W) or (1, 3, H, W) on any device, float in [0, 1] (values outside are clamped) or uint8; one
+channel in place of three is shown as grey.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from os import PathLike
+
+import matplotlib
+import matplotlib.figure
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from srlab.images import luma, to_uint8
+
+DPI = 80
+# Okabe and Ito's colours, which colour-blind readers can tell apart, less the yellow, which is
+# hard to see on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+INK, GREY, PALE = "#222222", "#666666", "#DDDDDD"
+# The white card is part of the picture: it reads the same on a light and on a dark page.
+STYLE = {
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+    "savefig.bbox": None,
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib, so every machine draws it alike
+    "font.size": 10,
+    "text.color": INK,
+    "axes.facecolor": "white",
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "grid.color": PALE,
+    "grid.linewidth": 0.8,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+    "legend.frameon": False,
+}
+
+
+class Figure(matplotlib.figure.Figure):
+    """A matplotlib figure that says in words what it shows.
+
+    In a notebook it appears as a PNG whose plain text is ``alt``: a text that neither a rerun nor
+    another machine changes, and that a screen reader can read. It holds no measured numbers.
+    """
+
+    def __init__(self, width: float, height: float, alt: str, **options):
+        """``width`` and ``height`` in pixels."""
+        super().__init__(figsize=(width / DPI, height / DPI), dpi=DPI, **options)
+        self.alt = alt
+
+    def savefig(self, fname: str | PathLike | io.IOBase, **options) -> None:
+        """As in matplotlib, always in the course's style and without matplotlib's version."""
+        name = str(options.get("format") or getattr(fname, "name", fname)).lower()
+        if name.endswith("png"):
+            options.setdefault("metadata", {"Software": None})
+        with matplotlib.rc_context(STYLE):
+            super().savefig(fname, **options)
+
+    def png(self) -> bytes:
+        """The figure as a PNG file; the same figure always gives the same bytes."""
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", pil_kwargs={"compress_level": 9})
+        return buffer.getvalue()
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+        data = {"image/png": base64.b64encode(self.png()).decode(), "text/plain": self.alt}
+        return data, {"image/png": {"alt": self.alt}}
+
+    def __repr__(self) -> str:
+        return f"<Figure: {self.alt}>"
+
+    __str__ = __repr__
+
+
+def compare(
+    images: Mapping[str, Tensor],
+    crop: tuple[int, int, int, int] | None = None,
+    captions: Mapping[str, str] | None = None,
+    *,
+    alt: str | None = None,
+) -> Figure:
+    """Pictures of one scene in a row, with the same detail of each enlarged beneath.
+
+    Args:
+        images: title -> picture. Smaller ones (the LR) are enlarged to the extent of the largest
+            by repeating pixels, so what is seen is what they hold.
+        crop: (top, left, height, width) of the detail, in pixels of the largest picture. Each of
+            its pixels is drawn as a square of whole screen pixels. See
+            :func:`most_different_crop`.
+        captions: title -> a second line, for instance ``"27.31 dB"``.
+        alt: the figure in words; by default it names the pictures.
+
+    Raises:
+        ValueError: no images, or a crop that does not lie inside the largest one.
+    """
+    if not images:
+        raise ValueError("compare needs at least one picture: images is empty.")
+    pictures = {title: picture(image) for title, image in images.items()}
+    rows, columns = max((p.shape[:2] for p in pictures.values()), key=math.prod)
+    top, left, height, width = crop or (0, 0, rows, columns)
+    if not (0 <= top < top + height <= rows and 0 <= left < left + width <= columns):
+        raise ValueError(
+            f"crop (top, left, height, width) = {crop} does not lie inside the largest picture, "
+            f"{rows} x {columns} pixels (height x width)."
+        )
+
+    pad, gap, head = 12, 10, 44 if captions else 24
+    panel = min(320, max(150, (960 - 2 * pad) // len(pictures) - gap), int(360 * columns / rows))
+    if crop and width <= panel:
+        panel = round(panel / width) * width  # a crop pixel becomes a whole number of pixels
+    tall, detail = round(panel * rows / columns), round(panel * height / width) if crop else -gap
+    figure = Figure(
+        2 * pad + len(pictures) * (panel + gap) - gap,
+        head + tall + gap + detail + pad,
+        alt
+        or f"Comparison of {_listed(pictures)}"
+        + (", with an enlarged detail of each" * bool(crop)),
+    )
+    with matplotlib.rc_context(STYLE):
+        for i, (title, image) in enumerate(pictures.items()):
+            x = pad + i * (panel + gap)
+            whole = _panel(figure, x, head, panel, tall)
+            # Repeating whole pixels first keeps them crisp when matplotlib fits the picture in.
+            step = max(1, round(columns / image.shape[1]))
+            image = image.repeat(step, 0).repeat(step, 1)
+            extent = (0, columns, rows, 0)
+            whole.imshow(image, extent=extent, aspect="auto", interpolation="antialiased")
+            _write(figure, x, 15, title, weight="bold")
+            if captions and title in captions:
+                _write(figure, x, 33, captions[title], color=GREY)
+            if crop:
+                for colour, line in (("white", 3.2), (COLOURS[4], 1.6)):
+                    box = matplotlib.patches.Rectangle(
+                        (left, top), width, height, fill=False, edgecolor=colour, linewidth=line
+                    )
+                    whole.add_patch(box)
+                zoom = _panel(figure, x, head + tall + gap, panel, detail)
+                zoom.imshow(image, extent=extent, aspect="auto", interpolation="nearest")
+                zoom.set(xlim=(left, left + width), ylim=(top + height, top))
+    return figure
+
+
+def most_different_crop(a: Tensor, b: Tensor, size: int = 64) -> tuple[int, int, int, int]:
+    """Where two pictures differ most: a rule to choose a detail by, in place of taste.
+
+    Args:
+        a, b: pictures of the same size.
+        size: height and width of the crop, a multiple of 4.
+
+    Returns:
+        (top, left, height, width) of the square with the largest mean absolute difference. Its
+        corner lies on a multiple of 4, so that the crop covers whole LR pixels too.
+
+    Raises:
+        ValueError: sizes differ, ``size`` is no multiple of 4, or the pictures are smaller.
+    """
+    a, b = (_chw(x).double().clamp(0, 1) for x in (a, b))
+    if a.shape != b.shape:
+        raise ValueError(f"the two pictures differ in size: {tuple(a.shape)} and {tuple(b.shape)}.")
+    if size < 4 or size % 4 or size > min(a.shape[-2:]):
+        raise ValueError(
+            f"size must be a multiple of 4 that fits into {tuple(a.shape[-2:])} pixels, got {size}."
+        )
+    cells = F.avg_pool2d((a - b).abs().mean(0, keepdim=True), 4)
+    means = F.avg_pool2d(cells, size // 4, stride=1)[0]
+    top, left = divmod(int(means.argmax()), means.shape[1])
+    return 4 * top, 4 * left, size, size
+
+
+def grid(
+    batch: Tensor, ncol: int = 8, titles: Sequence[str] | None = None, *, alt: str | None = None
+) -> Figure:
+    """A batch of patches, (N, 3, H, W), row by row, each drawn in whole screen pixels.
+
+    Raises:
+        ValueError: the batch is empty or has the wrong shape, or titles are not N.
+    """
+    if batch.ndim != 4 or len(batch) == 0:
+        raise ValueError(f"grid needs a batch (N, 3, H, W), got shape {tuple(batch.shape)}.")
+    if titles is not None and len(titles) != len(batch):
+        raise ValueError(f"grid got {len(titles)} titles for {len(batch)} pictures.")
+    n, height, width = len(batch), *batch.shape[-2:]
+    ncol = min(ncol, n)
+    pad, gap, head = 12, 6, 18 if titles else 0
+    zoom = max(1, round(min(160, 936 / ncol - gap) / width))
+    wide, tall = zoom * width, zoom * height
+    figure = Figure(
+        2 * pad + ncol * (wide + gap) - gap,
+        2 * pad + math.ceil(n / ncol) * (head + tall + gap) - gap,
+        alt or f"Grid of {n} pictures" + (f": {_listed(titles)}" if titles else ""),
+    )
+    with matplotlib.rc_context(STYLE):
+        for i, image in enumerate(batch):
+            x, y = pad + i % ncol * (wide + gap), pad + i // ncol * (head + tall + gap)
+            panel = _panel(figure, x, y + head, wide, tall)
+            panel.imshow(picture(image), aspect="auto", interpolation="nearest")
+            if titles:
+                _write(figure, x, y + 8, titles[i], size=8.5)
+    return figure
+
+
+def curves(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    xlabel: str,
+    ylabel: str,
+    hlines: Mapping[str, float] | None = None,
+    logy: bool = False,
+    *,
+    alt: str | None = None,
+) -> Figure:
+    """Lines such as learning curves, with dashed lines of reference.
+
+    Args:
+        series: label -> (x, y), lists, arrays or tensors of equal length.
+        hlines: label -> y, for instance ``{"bicubic": 26.7}``.
+        logy: logarithmic y axis.
+    """
+    figure = Figure(600, 340, alt or f"{ylabel} against {xlabel}: {_listed(series)}")
+    figure.set_layout_engine("constrained")
+    with matplotlib.rc_context(STYLE):
+        axes = figure.add_subplot()
+        for label, (x, y) in series.items():
+            x, y = _numbers(x), _numbers(y)
+            axes.plot(x, y, label=label, marker="o" if len(x) <= 25 else None)
+        if logy:
+            axes.set_yscale("log")
+        for label, y in (hlines or {}).items():
+            axes.axhline(y, color=GREY, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
+            axes.annotate(
+                label,
+                (1, y),
+                xycoords=("axes fraction", "data"),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+                color=GREY,
+            )
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        if len(series) > 1:
+            figure.legend(loc="outside upper left", ncols=min(4, len(series)), handlelength=1.4)
+    return figure
+
+
+def bars(
+    values: Mapping[str, float],
+    xlabel: str,
+    fmt: str = ".2f",
+    highlight: str | None = None,
+    *,
+    alt: str | None = None,
+) -> Figure:
+    """Horizontal bars from zero, the number written beside each.
+
+    Args:
+        values: label -> length, drawn from top to bottom.
+        fmt: how a number is written, as in ``format(x, fmt)``.
+        highlight: the label of one bar in a second colour.
+    """
+    figure = Figure(600, 60 + 34 * len(values), alt or f"Bars of {xlabel}: {_listed(values)}")
+    figure.set_layout_engine("constrained")
+    with matplotlib.rc_context(STYLE):
+        axes = figure.add_subplot()
+        colours = [COLOURS[label == highlight] for label in values]
+        drawn = axes.barh(list(values), list(values.values()), height=0.66, color=colours)
+        axes.bar_label(drawn, [format(v, fmt) for v in values.values()], padding=4)
+        axes.margins(x=0.12)
+        axes.invert_yaxis()
+        axes.grid(False, axis="y")
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.spines["left"].set_visible(False)
+        axes.axvline(0, color=GREY, linewidth=1)
+        axes.set_xlabel(xlabel)
+    return figure
+
+
+def radial_power(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Power spectral density of a picture's luma, averaged over all directions.
+
+    The mean is taken off and a Hann window keeps the jump between opposite borders out of the
+    spectrum (Harris, "On the use of windows for harmonic analysis", Proc. IEEE 66(1), 1978).
+    White noise of variance v has the density v at every frequency.
+
+    Returns:
+        ``frequency`` in cycles/pixel, from 1/n to 1/2 where n is the shorter side, and ``power``,
+        both (n // 2,) float64.
+    """
+    image = _chw(image).double()
+    y = (luma(image) if len(image) == 3 else image)[0]
+    height, width = y.shape
+    window = torch.outer(
+        *(torch.hann_window(n, dtype=y.dtype, device=y.device) for n in (height, width))
+    )
+    y = (y - (y * window).sum() / window.sum()) * window
+    power = torch.fft.fft2(y).abs().square() / window.square().sum()
+    fy, fx = (torch.fft.fftfreq(n, dtype=y.dtype, device=y.device) for n in (height, width))
+    n = min(height, width)
+    ring = (torch.hypot(fy[:, None], fx) * n).round().long().flatten()
+    total, count = torch.bincount(ring, power.flatten()), torch.bincount(ring)
+    rings = torch.arange(1, n // 2 + 1)
+    return rings.double() / n, (total / count).cpu()[rings]
+
+
+def spectrum(
+    images: Mapping[str, Tensor], scale: int | None = None, *, alt: str | None = None
+) -> Figure:
+    """How much detail of each size pictures hold: power of the luma against frequency.
+
+    Args:
+        images: title -> picture. The axis counts in pixels of the largest picture; a smaller one
+            (the LR) is put on the same footing, and its curve ends at its own finest detail.
+        scale: mark the finest detail that an LR picture of 1/scale the size can hold, at
+            0.5/scale cycles/pixel.
+    """
+    widest = max(image.shape[-1] for image in images.values())
+    series = {}
+    for title, image in images.items():
+        step = widest / image.shape[-1]
+        frequency, power = radial_power(image)
+        series[title] = (frequency / step, power * step**2)
+    figure = curves(
+        series,
+        "frequency (cycles/pixel)",
+        "power of luma",
+        logy=True,
+        alt=alt or f"Power spectrum of {_listed(images)}",
+    )
+    with matplotlib.rc_context(STYLE):
+        axes = figure.axes[0]
+        for line in axes.lines:
+            line.set_marker("")
+        axes.set_xlim(0, 0.5)
+        if scale:
+            axes.axvline(0.5 / scale, color=GREY, linestyle=(0, (4, 3)), linewidth=1.2)
+            axes.annotate(
+                f" finest detail of the 1/{scale} picture",
+                (0.5 / scale, 0.98),
+                xycoords=("data", "axes fraction"),
+                va="top",
+                color=GREY,
+            )
+    return figure
+
+
+def picture(image: Tensor) -> np.ndarray:
+    """A picture as matplotlib and PIL take it: (H, W, 3) uint8."""
+    image = _chw(image)
+    if image.dtype != torch.uint8:
+        image = to_uint8(image.float().nan_to_num(0))
+    return image.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
+
+
+def _chw(image: Tensor) -> Tensor:
+    """Drop a batch axis of one; complain about anything that is no picture."""
+    chw = image.detach()[0] if image.ndim == 4 and len(image) == 1 else image.detach()
+    if chw.ndim != 3 or chw.shape[0] not in (1, 3) or 0 in chw.shape:
+        raise ValueError(
+            f"a picture has the shape (3, H, W) or (1, 3, H, W), got {tuple(image.shape)}."
+        )
+    return chw
+
+
+def _panel(figure: Figure, x: float, y: float, width: float, height: float) -> Axes:
+    """Axes for a picture at pixels counted from the figure's top left corner."""
+    w, h = figure.get_size_inches() * DPI
+    axes = figure.add_axes((x / w, 1 - (y + height) / h, width / w, height / h))
+    axes.set_axis_off()
+    return axes
+
+
+def _write(figure: Figure, x: float, y: float, text: str, **style) -> None:
+    w, h = figure.get_size_inches() * DPI
+    figure.text(x / w, 1 - y / h, text, va="center", **style)
+
+
+def _numbers(x: Sequence[float] | Tensor) -> np.ndarray:
+    return np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x, dtype=float)
+
+
+def _listed(names: Sequence[str] | Mapping[str, object]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
