@@ -15,7 +15,7 @@ help:
 	@echo "make lab      open the chapters in JupyterLab"
 	@echo "make bench    measure this machine: crops and training patches a second"
 	@echo "make figures  rebuild figures/"
-	@echo "make refresh  run the chapters in place, to store new outputs"
+	@echo "make refresh  run the chapters in place, to store new outputs (CHAPTER=02 for one)"
 	@echo "make lock     renew requirements.lock from pyproject.toml"
 
 course: $(VENV)/ready
@@ -39,7 +39,7 @@ figures: $(VENV)/ready
 	@$(BIN)/python figures/make_figures.py
 
 refresh: $(VENV)/ready
-	@$(BIN)/python notebooks/refresh.py $(CHAPTERS)
+	@$(BIN)/srlab course refresh $(CHAPTER)
 
 format: $(VENV)/ready
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -161,6 +161,37 @@ def train(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished training run.")],
+    file: Annotated[Path, typer.Argument(help="Weight file to write, .safetensors.")],
+    trained_on: Annotated[str, typer.Option(help="What the model card says of the data.")] = "",
+    half: Annotated[bool, typer.Option(help="Store half-precision floats.")] = False,
+) -> None:
+    """Write a run's generator as a small weight file, with its log and its measured figures.
+
+    The figures are those of the file itself, read back, on every benchmark set at hand.
+    """
+    import shutil
+
+    from srlab.datasets import find, status
+    from srlab.evaluation import protocol
+    from srlab.models import zoo
+    from srlab.training.state import load_checkpoint
+
+    _, info = load_checkpoint(run / "checkpoint.safetensors")
+    notes = {"trained_on": trained_on, "steps": info["step"], "config": info["config"]}
+    zoo.save(zoo.load(run), file, half=half, notes=notes)
+    generator = zoo.load(file)
+    for name in ("set5", "set14", "bsd100", "urban100"):
+        if status(name)[0]:
+            mean = protocol.mean(protocol.evaluate(generator, find(name), progress=True))
+            notes[name] = f"{mean.psnr:.2f} / {mean.ssim:.4f}"
+    zoo.save(generator, file, half=half, notes=notes)
+    shutil.copyfile(run / "log.csv", file.with_suffix(".csv"))
+    print(f"wrote {file} ({file.stat().st_size / 1e6:.2f} MB) and its log: {notes}")
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="bicubic, a released model, a file or a run.")],
     dataset: Annotated[str, typer.Option(help="Set name or folder.")] = "photos-valid",
@@ -219,6 +250,17 @@ def course_run(
 
     folder = run_course(profile, chapter, start, out, _parameters(parameter or []))
     print(f"Open {folder / 'index.html'}")
+
+
+@course_app.command("refresh")
+def course_refresh(
+    chapter: Annotated[list[str] | None, typer.Argument(help="Numbers; default: all.")] = None,
+) -> None:
+    """Run chapters from scratch and store the new outputs in notebooks/."""
+    from srlab.course.refresh import refresh
+
+    for notebook in refresh(chapter or None):
+        print(f"stored {notebook.name} ({notebook.stat().st_size / 1e6:.2f} MB)")
 
 
 def _parameters(pairs: list[str]) -> dict[str, Any]:

@@ -175,9 +175,10 @@ def _locate(image_set: ImageSet, roots: Sequence[Path]) -> tuple[Path | None, li
 def _folders_called(names: Sequence[str], roots: Sequence[Path]) -> Iterator[Path]:
     wanted = {name.lower() for name in names}
     for root in roots:
-        level = [root]
-        for _ in range(3):
-            level = [sub for folder in level for sub in _subfolders(folder)]
+        level = [root]  # SRLAB_DATA may name the set's folder itself
+        for depth in range(4):
+            if depth:
+                level = [sub for folder in level for sub in _subfolders(folder)]
             yield from (folder for folder in level if folder.name.lower() in wanted)
 
 

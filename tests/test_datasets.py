@@ -82,6 +82,12 @@ def test_find_knows_the_usual_layouts(data, layout):
     assert find("set5") == sorted(folder.iterdir())
 
 
+def test_srlab_data_may_name_the_folder_of_the_set_itself(tmp_path, monkeypatch):
+    folder = put_images(tmp_path / "Set5", 5)
+    monkeypatch.setenv("SRLAB_DATA", str(folder))
+    assert len(find("set5")) == 5
+
+
 def test_find_does_not_search_deeper_than_it_says(data):
     put_images(data / "a/b/c/Set5", 5)
     assert status("set5") == (None, 0)

@@ -61,7 +61,7 @@ def write_page(notebook: Path, folder: Path, title: str) -> None:
     nb.metadata.pop("widgets", None)
     for cell in nb.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if _make_static(output)]
+            cell.outputs = [output for output in cell.outputs if make_static(output)]
     prose = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
     resources = {
         "metadata": {"name": title, "path": str(notebook.parent)},
@@ -72,7 +72,7 @@ def write_page(notebook: Path, folder: Path, title: str) -> None:
     write_text(executed.with_suffix(".html"), page)
 
 
-def _make_static(output: Any) -> bool:
+def make_static(output: Any) -> bool:
     """Take the live widget from an output; is anything left to look at?"""
     data = output.get("data", {})
     live = data.pop("application/vnd.jupyter.widget-view+json", None)

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def run_course(
         Progress(*columns, console=console, transient=True, disable=hidden) as bar,
     ):
         for position, chapter in enumerate(selected, 1):
-            task = bar.add_task(f"{chapter} (chapter {position} of {len(selected)})")
+            task = bar.add_task(f"{chapter} (chapter {position} of {len(selected)})", total=None)
             entry = times[chapter.number] = {"status": "stopped", "seconds": 0.0}
             began = time.perf_counter()
             try:
@@ -209,9 +210,10 @@ def _execute(
         source = error.source.splitlines()
         source = source[:5] + ["..."] * (len(source) > 5)
         trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
-        lines = [f"{at} of {output}:", *source, "", *(trace[-8:] or [message])]
+        lines = "\n".join([*source, "", *(trace[-8:] or [message])])
         raise ChapterFailed(
-            f"stopped in {at} with {message.splitlines()[0]}", "\n    ".join(lines)
+            f"stopped in {at} with {message.splitlines()[0]}",
+            f"{at} of {output}:\n{textwrap.indent(lines, '    ')}",
         ) from None
     except RuntimeError as error:
         raise ChapterFailed(
@@ -239,7 +241,7 @@ def _kernel_manager(runs: Path) -> type:
         "SRLAB_DATA": os.pathsep.join(map(os.path.abspath, filter(None, data))),
         "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
     }
-    command = get_kernel_dict(extra_arguments=["--log-level=ERROR"])
+    command = get_kernel_dict(extra_arguments=["--log-level=CRITICAL"])
     spec = KernelSpec(**command, env=environment)
     return type("ThisInterpreter", (AsyncKernelManager,), {"kernel_spec": spec})
 

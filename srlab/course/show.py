@@ -29,9 +29,9 @@ class Source:
 
         # The colours are JupyterLab's own variables, so they follow its light and dark themes.
         # Where there are none (GitHub) the code takes the page's colour.
-        return highlight(
-            repr(self), PythonLexer(), HtmlFormatter(style=JupyterStyle, noclasses=True)
-        )
+        font = "font-family: var(--jp-code-font-family, monospace)"
+        style = HtmlFormatter(style=JupyterStyle, noclasses=True, prestyles=font)
+        return highlight(repr(self), PythonLexer(), style)
 
 
 def source(obj: Any, docstring: bool = True) -> Source:

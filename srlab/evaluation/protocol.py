@@ -28,6 +28,9 @@ class Protocol:
         channel: ``"y"``, the BT.601 luma of MATLAB's rgb2ycbcr, or ``"rgb"``, all three channels.
         shave: pixels cut from each side before comparing; 4 at x4.
         round_8bit: round the SR image to 8 bit first, as if it had gone through a file.
+        round_luma: round the luma of both images to 8 bit too. MATLAB's rgb2ycbcr does so for 8-bit
+            pictures, and the published figures come from it; many Python evaluations leave it out
+            and read about 0.01 dB and 0.001 SSIM higher.
         grey: how a greyscale file such as Set14's ``bridge`` is scored when ``channel`` is
             ``"y"``: ``"luma"`` takes its values as the luma itself, as the published Set14
             figures do; ``"rgb"`` treats it as an RGB picture, which squeezes it into 16..235.
@@ -36,6 +39,7 @@ class Protocol:
     channel: str = "y"
     shave: int = 4
     round_8bit: bool = True
+    round_luma: bool = True
     grey: str = "luma"
 
     def __post_init__(self):
@@ -75,6 +79,8 @@ def compare(
             sr, hr = (sr * weights).sum(0, keepdim=True), hr[:1]
         else:
             sr, hr = luma(sr), luma(hr)
+        if protocol.round_luma:
+            sr, hr = quantize(sr), quantize(hr)
     s = protocol.shave
     sr, hr = (x[..., s : x.shape[-2] - s, s : x.shape[-1] - s][None] for x in (sr, hr))
     return float(psnr(sr, hr)), float(ssim(sr, hr))

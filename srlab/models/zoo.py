@@ -56,6 +56,17 @@ def released() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
+def released_log(name: str) -> Path:
+    """The training log (CSV) of a released model.
+
+    Raises:
+        ModelError: no released model of that name.
+    """
+    if name not in released():
+        raise ModelError(_unknown(name, released()))
+    return released()[name].with_suffix(".csv")
+
+
 def load(name: str | Path) -> nn.Module:
     """A trained generator in evaluation mode, on the CPU, in 32-bit floats.
 

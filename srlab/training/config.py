@@ -44,7 +44,7 @@ class PretrainConfig:
     checkpoint_every: int = 500
 
     def __post_init__(self):
-        _check(self, positive=("steps", "batch_size", "patch_size", "lr", "log_every"))
+        _check(self, "loss", positive=("steps", "batch_size", "patch_size", "lr", "log_every"))
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class AdversarialConfig:
     def __post_init__(self):
         _check(
             self,
+            "content",
             positive=(
                 "steps",
                 "batch_size",
@@ -88,13 +89,19 @@ class AdversarialConfig:
         )
 
 
-def _check(config: PretrainConfig | AdversarialConfig, positive: tuple[str, ...]) -> None:
+def _check(
+    config: PretrainConfig | AdversarialConfig, loss: str, positive: tuple[str, ...]
+) -> None:
     kind = type(config).__name__
     for name in positive:
         if not getattr(config, name) > 0:
             raise ConfigError(f"{kind}.{name} must be positive, got {getattr(config, name)!r}")
+    if getattr(config, loss) not in ("l1", "mse"):
+        raise ConfigError(f"{kind}.{loss} must be 'l1' or 'mse', got {getattr(config, loss)!r}")
     if config.schedule not in ("cosine", "constant"):
-        raise ConfigError(f"{kind}.schedule must be 'cosine' or 'constant', got {config.schedule!r}")
+        raise ConfigError(
+            f"{kind}.schedule must be 'cosine' or 'constant', got {config.schedule!r}"
+        )
     if config.validate_every % config.log_every:
         raise ConfigError(
             f"{kind}.validate_every ({config.validate_every}) must be a multiple of log_every "

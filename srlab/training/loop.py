@@ -7,7 +7,8 @@ what has to survive a crash is :mod:`srlab.training.state`'s; what is shown is
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ def pretrain(
 
     Raises:
         CheckpointError: the folder holds another run, or cannot be written to.
-        TrainingDiverged: the loss became NaN or infinite.
+        TrainingDiverged: a loss or a weight became NaN or infinite.
     """
     fabric = fabric or default_fabric()
     generator.to(memory_format=torch.channels_last)  # faster convolutions, the same numbers
@@ -89,7 +90,7 @@ def pretrain(
     with run, stop_signal() as stop:
         for step in run.remaining_steps():
             model.train()
-            lr, hr = bank.batch(config.batch_size, config.patch_size)
+            lr, hr = fabric.to_device(bank.batch(config.batch_size, config.patch_size))
             loss = losses.pixel(model(lr), hr, config.loss)
             optimizer.zero_grad()
             fabric.backward(loss)
@@ -98,13 +99,13 @@ def pretrain(
             average.update_parameters(generator)
 
             if validate and run.due(step, config.validate_every):
-                run.monitor.note("val_psnr", validate(average.module))
+                run.monitor.note("val_psnr", validate(average.module.eval()))
             run.monitor.step(step, {"loss": loss})
             if run.due(step, config.checkpoint_every) or stop.is_set():
                 run.save(step)
-            if stop.is_set():
-                run.say_stopped(step)
-                break
+                if stop.is_set():
+                    run.say_stopped(step)
+                    break
     return run.result()
 
 
@@ -150,7 +151,7 @@ def adversarial(
         for step in run.remaining_steps():
             g_model.train()
             c_model.train()
-            lr, hr = bank.batch(config.batch_size, config.patch_size)
+            lr, hr = fabric.to_device(bank.batch(config.batch_size, config.patch_size))
             sr = g_model(lr)
 
             # The critic's turn. detach(): its loss must not reach the generator.
@@ -161,20 +162,19 @@ def adversarial(
             c_optimizer.step()
 
             # The generator's turn. The frozen critic passes gradients on and keeps none.
-            critic.requires_grad_(False)
-            content = losses.pixel(sr, hr, config.content)
-            adversarial_loss = losses.bce_generator(c_model(sr))
-            g_optimizer.zero_grad()
-            fabric.backward(content + config.adversarial_weight * adversarial_loss)
-            g_optimizer.step()
-            critic.requires_grad_(True)
+            with frozen(critic):
+                content = losses.pixel(sr, hr, config.content)
+                adversarial_loss = losses.bce_generator(c_model(sr))
+                g_optimizer.zero_grad()
+                fabric.backward(content + config.adversarial_weight * adversarial_loss)
+                g_optimizer.step()
 
             g_scheduler.step()
             c_scheduler.step()
             average.update_parameters(generator)
 
             if validate and run.due(step, config.validate_every):
-                run.monitor.note("val_psnr", validate(average.module))
+                run.monitor.note("val_psnr", validate(average.module.eval()))
             run.monitor.step(
                 step,
                 {
@@ -187,17 +187,17 @@ def adversarial(
             )
             if run.due(step, config.checkpoint_every) or stop.is_set():
                 run.save(step)
-            if stop.is_set():
-                run.say_stopped(step)
-                break
+                if stop.is_set():
+                    run.say_stopped(step)
+                    break
     return run.result()
 
 
-def default_fabric() -> "Fabric":
+def default_fabric(accelerator: str = "auto") -> "Fabric":
     """One accelerator if the machine has one, else the CPU; 32-bit floats."""
     from lightning_fabric import Fabric
 
-    return Fabric(accelerator="auto", devices=1)
+    return Fabric(accelerator=accelerator, devices=1)
 
 
 def schedule(
@@ -230,6 +230,19 @@ def moving_average(generator: nn.Module, decay: float, device: torch.device) -> 
     return AveragedModel(generator, device, multi_avg_fn=torch.no_grad()(update)).eval()
 
 
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No gradients for a model's parameters meanwhile; those that had none stay without."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for p in parameters:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
+
+
 class Run:
     """A run's folder: checkpoint, resume and log, shared by both loops.
 
@@ -246,6 +259,7 @@ class Run:
     ):
         self.folder, self.config, self.parts = Path(folder), config, parts
         self.path = self.folder / CHECKPOINT
+        self.model = describe(parts["generator"])  # a generator that cannot be described fails now
         self.monitor = Monitor(
             self.folder, metrics, config.log_every, config.steps, config.batch_size, progress
         )
@@ -272,7 +286,14 @@ class Run:
         return step == self.config.steps or (every > 0 and step % every == 0)
 
     def save(self, step: int) -> None:
-        self.monitor.check(step)  # never overwrite a good checkpoint with NaN
+        # Never overwrite a good checkpoint with NaN. This step's update may have spoilt the weights
+        # though its loss was still finite.
+        self.monitor.check(step)
+        for name, part in self.parts.items():
+            if isinstance(part, nn.Module) and not all(
+                p.isfinite().all() for p in part.parameters()
+            ):
+                raise self.monitor.diverged(f"a weight of the {name}", step)
         self.step = step
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state["random"] = torch.get_rng_state()
@@ -280,7 +301,7 @@ class Run:
         info = {
             "step": step,
             "config": {"kind": type(self.config).__name__} | asdict(self.config),
-            "model": describe(self.parts["generator"]),
+            "model": self.model,
         }
         save_checkpoint(self.path, state, info)
 
@@ -294,7 +315,7 @@ class Run:
             if _plain(value) != _plain(theirs.get(key)) and key != "steps"
         ]
         if differing or info["step"] > self.config.steps:
-            why = "; ".join(differing) or f"step {info['step']} of {theirs['steps']}"
+            why = "; ".join(differing) or f"{info['step']} steps done, now {self.config.steps}"
             raise CheckpointError(
                 f"{self.folder} holds a run with other settings ({why}): choose another folder, "
                 "the same settings, or delete the folder to start again."
@@ -304,8 +325,11 @@ class Run:
                 load_weights(part, state[name], self.path)
             else:
                 part.load_state_dict(state[name])
+            if isinstance(part, torch.optim.Optimizer):
+                match_layout(part)
         torch.set_rng_state(state["random"])
-        return info["step"], state["pending"]
+        device = self.parts["average"].n_averaged.device
+        return info["step"], [row.to(device) for row in state["pending"]]
 
     def say_stopped(self, step: int) -> None:
         print(
@@ -318,6 +342,17 @@ class Run:
         speed = done * self.config.batch_size / self.seconds if done else 0.0
         generator = deepcopy(self.parts["average"].module).eval()
         return Result(generator, self.folder, self.step, self.seconds, speed)
+
+
+def match_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Lay an optimizer's state out in memory as its parameters are.
+
+    A checkpoint keeps no layout, and steps over unlike ones are slower.
+    """
+    for parameter, slots in optimizer.state.items():
+        for name, value in slots.items():
+            if value.shape == parameter.shape:
+                slots[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _plain(value: Any) -> Any:

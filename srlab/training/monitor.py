@@ -14,10 +14,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from srlab.errors import SrlabError
+from srlab.training.state import writing
 
 
 class TrainingDiverged(SrlabError):
-    """A loss became NaN or infinite."""
+    """A loss or a weight became NaN or infinite."""
 
 
 class Monitor:
@@ -55,17 +56,22 @@ class Monitor:
         self.extra: dict[str, float] = {}
 
     def open(self, step: int, pending: Sequence[Tensor] = ()) -> None:
-        """Begin at ``step``: drop rows that lie beyond it (a killed run may have left some)."""
+        """Begin at ``step``: drop rows that lie beyond it (a killed run may have left some).
+
+        Raises:
+            CheckpointError: the folder cannot be written to.
+        """
         self.pending = list(pending)
-        rows = [r for r in read_rows(self.path) if int(r["step"]) <= step] if step else []
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        with open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, self.path)
-        self.board = _tensorboard(self.path.parent / "tensorboard")
+        with writing(self.path):
+            rows = [r for r in read_rows(self.path) if int(r["step"]) <= step] if step else []
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.path.with_suffix(".tmp")
+            with open(temporary, "w", newline="") as file:
+                writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(rows)
+            os.replace(temporary, self.path)
+            self.board = _tensorboard(self.path.parent / "tensorboard", step)
         self.start, self.begin = step, time.perf_counter()
         self.bar = tqdm(
             total=self.steps, initial=step, unit="step", mininterval=0.5, disable=not self.progress
@@ -91,16 +97,20 @@ class Monitor:
         if not finite.all():
             row, column = (~finite).nonzero()[0].tolist()
             bad = step - len(self.pending) + 1 + row
-            raise TrainingDiverged(
-                f"{self.names[column]} became NaN or infinite at step {bad}: lower the learning "
-                f"rate or look at the data. The last good checkpoint is kept in {self.path.parent}."
-            )
+            raise self.diverged(self.names[column], bad)
+
+    def diverged(self, what: str, step: int) -> TrainingDiverged:
+        """The error to raise when ``what`` is no longer a number."""
+        return TrainingDiverged(
+            f"{what} became NaN or infinite at step {step}: lower the learning rate or look at the "
+            f"data. The last good checkpoint, if there was one, is kept in {self.path.parent}."
+        )
 
     def _write(self, step: int) -> None:
         self.check(step)
         means = torch.stack(self.pending).mean(dim=0).tolist()
         row = dict(zip(self.names, means, strict=True)) | self.extra
-        with open(self.path, "a", newline="") as file:
+        with writing(self.path), open(self.path, "a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(
                 {"step": step} | {k: f"{v:.6g}" for k, v in row.items()}
             )
@@ -119,11 +129,11 @@ class Monitor:
 
 
 def read_rows(path: Path | str) -> list[dict[str, str]]:
-    """The rows of a log as text; none if there is no file yet."""
+    """The rows of a log as text; none if there is no file yet, or it is not a log."""
     if not Path(path).is_file():
         return []
     with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+        return [row for row in csv.DictReader(file) if (row.get("step") or "").isdecimal()]
 
 
 def read_log(path: Path | str) -> dict[str, tuple[list[int], list[float]]]:
@@ -159,12 +169,12 @@ def stop_signal() -> Iterator[threading.Event]:
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.signal(signal.SIGINT, previous or signal.SIG_DFL)
 
 
-def _tensorboard(folder: Path):
+def _tensorboard(folder: Path, step: int):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=step + 1)  # hides what a killed run did after

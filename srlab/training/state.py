@@ -8,6 +8,7 @@ optimizers, the schedulers and the random state; numbers that are not tensors go
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,19 @@ from srlab.errors import SrlabError
 
 class CheckpointError(SrlabError):
     """A checkpoint cannot be written, read or used for this network."""
+
+
+@contextlib.contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Turn the system's refusal to write ``path`` into a :class:`CheckpointError`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot write {path} ({error}): choose a folder that is writable and has free space."
+        ) from error
 
 
 def flatten(tree: Any, prefix: str = "") -> tuple[Any, dict[str, Tensor]]:
@@ -68,7 +82,6 @@ def save_checkpoint(path: Path | str, state: dict[str, Any], info: dict[str, Any
     Raises:
         CheckpointError: the folder cannot be written to, or the disk is full.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = Path(path)
@@ -81,14 +94,10 @@ def save_checkpoint(path: Path | str, state: dict[str, Any], info: dict[str, Any
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata=header)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot write the checkpoint {path} ({error}): choose a folder that is writable and "
-            "has free space."
-        ) from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, temporary, metadata=header)
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -111,7 +120,7 @@ def load_checkpoint(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
             info, tree = json.loads(header["info"]), json.loads(header["tree"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return unflatten(tree, tensors), info
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not a complete srlab checkpoint ({type(error).__name__}: {error}): it may "
             "be damaged or come from another program."

@@ -1,0 +1,63 @@
+"""Make the pictures in this folder from the released weights: ``make figures``."""
+
+from pathlib import Path
+
+import torch
+
+from srlab.datasets import find
+from srlab.degradation import crop_to_multiple, downsample, upsample
+from srlab.evaluation import protocol
+from srlab.evaluation.upscale import upscale
+from srlab.images import read_image
+from srlab.models import zoo
+from srlab.training.monitor import read_log
+from srlab.viz import figures
+
+HERE = Path(__file__).parent
+
+
+def side_by_side() -> figures.Figure:
+    """LR, bicubic, the released SRResNet and HR, with the detail where the two disagree most."""
+    hr = crop_to_multiple(
+        read_image(next(f for f in find("photos-valid") if "coffee" in f.stem)), 4
+    )
+    lr = downsample(hr)
+    pictures = {
+        "LR": lr,
+        "bicubic": upsample(lr),
+        "SRResNet, 5 blocks": upscale(zoo.load("srresnet"), lr),
+        "HR": hr,
+    }
+    crop = figures.most_different_crop(pictures["bicubic"], pictures["SRResNet, 5 blocks"], 80)
+    captions = {
+        name: f"{protocol.compare(pictures[name], hr)[0]:.2f} dB"
+        for name in ("bicubic", "SRResNet, 5 blocks")
+    }
+    return figures.compare(
+        pictures,
+        crop,
+        captions,
+        alt="A cup of coffee at LR, by bicubic interpolation, by the released SRResNet and in the HR "
+        "original, with one enlarged detail each.",
+    )
+
+
+def learning_curve() -> figures.Figure:
+    """PSNR of the released SRResNet during its training, against bicubic."""
+    files = find("photos-valid")
+    bicubic = protocol.mean(protocol.evaluate(zoo.load("bicubic"), files)).psnr
+    return figures.curves(
+        {"SRResNet, 5 blocks": read_log(zoo.released_log("srresnet"))["val_psnr"]},
+        "training step (16 crops each)",
+        "PSNR on photos-valid (dB)",
+        hlines={"bicubic": bicubic},
+        alt="PSNR against training step: a curve that crosses the bicubic line and then flattens.",
+    )
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    for figure in (side_by_side, learning_curve):
+        path = HERE / f"{figure.__name__}.png"
+        figure().savefig(path)
+        print(f"{path.relative_to(HERE.parent)}  {path.stat().st_size / 1e3:.0f} kB")

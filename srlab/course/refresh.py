@@ -1,0 +1,79 @@
+"""Run chapters in place, so that what a reader sees on the page is what the code gives today."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from srlab.course import paths
+from srlab.course.pages import make_static
+from srlab.course.run import run_course
+from srlab.course.settings import read_profile
+
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def refresh(chapters: Sequence[int | str] | None = None, profile: str = "lite") -> list[Path]:
+    """Run chapters from scratch in the default profile and store their outputs in ``notebooks/``.
+
+    They run in ``runs/refresh``, where a chapter finds what earlier ones left there; its own
+    folder is emptied first. Nothing is stored unless all of them succeed.
+
+    Returns:
+        The notebooks that were rewritten.
+
+    Raises:
+        CourseError: a chapter failed, or there is none of that number.
+    """
+    read_profile(profile)
+    wanted = None if chapters is None else [paths.chapter_number(c) for c in chapters]
+    out = paths.runs_folder() / "refresh"
+    originals = [p for p in paths.notebooks() if wanted is None or p.name[:2] in wanted]
+    for original in originals:
+        shutil.rmtree(out / profile / original.name[:2], ignore_errors=True)
+    folder = run_course(profile, wanted, out=out, html=False)
+    for original in originals:
+        store(folder / original.name, original)
+    return originals
+
+
+def store(executed: Path, original: Path) -> None:
+    """Write an executed notebook over its original, without anything that only that run knew."""
+    import nbformat
+
+    notebook = normalised(nbformat.read(executed, as_version=4))
+    with tempfile.NamedTemporaryFile("w", suffix=".ipynb", dir=original.parent, delete=False) as f:
+        nbformat.write(notebook, f)
+    Path(f.name).replace(original)
+    original.chmod(0o644)
+
+
+def normalised(notebook: Any) -> Any:
+    """Drop the injected cell, widget state and papermill's notes; keep execution counts 1..n.
+
+    The pictures stay; a live widget's view, which is nothing without its kernel, goes.
+    """
+    notebook.metadata.clear()
+    notebook.metadata.update(METADATA)
+    cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    count = 0
+    for position, cell in enumerate(cells):
+        tags = cell.metadata.get("tags", [])
+        cell.metadata.clear()
+        if tags:
+            cell.metadata["tags"] = tags
+        cell["id"] = f"cell-{position:02}"
+        if cell.cell_type != "code":
+            continue
+        count += 1
+        cell.execution_count = count
+        cell.outputs = [output for output in cell.outputs if make_static(output)]
+        for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output.execution_count = count
+    notebook.cells = cells
+    return notebook

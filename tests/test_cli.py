@@ -1,0 +1,168 @@
+"""The command line as a user meets it: what it prints, and one line when something is wrong."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from srlab import cli
+from srlab.images import write_image
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call ``srlab`` with arguments in this process; returns (exit status, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["srlab", *map(str, arguments)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as exit_:
+            status = exit_.code or 0
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of two small pictures."""
+    folder = tmp_path / "photos"
+    generator = torch.Generator().manual_seed(0)
+    for i in range(2):
+        coarse = torch.rand(1, 3, 8, 10, generator=generator)
+        smooth = torch.nn.functional.interpolate(coarse, scale_factor=8, mode="bilinear")
+        write_image(smooth[0], folder / f"{i}.png")
+    return folder
+
+
+TINY = ["--steps", "2", "--batch-size", "2", "--patch-size", "8", "--device", "cpu"]
+
+
+def test_import_is_cheap():
+    code = (
+        "import torch, time; begin = time.perf_counter(); import srlab;"
+        "print(time.perf_counter() - begin)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(out.stdout) < 1
+
+
+def test_datasets_lists_every_set(run):
+    status, out, _ = run("datasets")
+    assert status == 0
+    for name in ("photos", "div2k-train", "set5", "urban100"):
+        assert name in out
+
+
+def test_evaluate_prints_a_table_and_writes_csv(run, photos, tmp_path):
+    csv = tmp_path / "scores" / "bicubic.csv"
+    status, out, _ = run("evaluate", "bicubic", "--dataset", photos, "--csv", csv)
+    assert status == 0
+    assert "mean" in out
+    rows = csv.read_text().splitlines()
+    assert rows[0] == "image,psnr,ssim"
+    assert [row.split(",")[0] for row in rows[1:]] == ["0", "1", "mean"]
+
+
+def test_train_resume_export_and_evaluate(run, photos, tmp_path):
+    folder = tmp_path / "run"
+    command = ["train", "srresnet", "--data", photos, "--validate", photos, "--out", folder, *TINY]
+    status, out, _ = run(*command)
+    assert status == 0
+    assert "2 steps" in out
+
+    command[command.index("2")] = "3"  # more steps: the run goes on
+    status, out, _ = run(*command)
+    assert status == 0
+    assert "3 steps" in out
+
+    weights = tmp_path / "mine.safetensors"
+    status, _, _ = run("export", folder, weights, "--half", "--trained-on", "two tiny pictures")
+    assert status == 0
+    assert weights.stat().st_size < 2e6
+    assert weights.with_suffix(".csv").read_text().startswith("step,")
+    status, out, _ = run("evaluate", weights, "--dataset", photos)
+    assert status == 0
+    assert "mean" in out
+
+
+def test_train_srgan_from_a_run(run, photos, tmp_path):
+    data = ["--data", photos, "--validate", photos]
+    assert run("train", "srresnet", *data, "--out", tmp_path / "a", *TINY)[0] == 0
+    srgan = ["train", "srgan", *data, "--out", tmp_path / "b", *TINY]
+    status, out, _ = run(*srgan, "--init", tmp_path / "a")
+    assert status == 0
+    assert "2 steps" in out
+    status, _, err = run(*srgan)
+    assert status == 1
+    assert "--init" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["evaluate", "srresnt"], "srresnet"),
+        (["evaluate", "bicubic", "--dataset", "set55"], "set5"),
+        (["fetch", "div2k"], "div2k-train"),
+        (["train", "edsr"], "srresnet"),
+        (["train", "srresnet", "--data", "photos@x"], "@2"),
+        (["train", "srresnet", "--steps", "0"], "steps"),
+        (["course", "run", "--profile", "huge"], "smoke"),
+        (["course", "run", "-p", "seed"], "NAME=VALUE"),
+        (["course", "run", "-p", "sede=3"], "seed"),
+        (["export", "nowhere", "x.safetensors"], "nowhere"),
+    ],
+)
+def test_bad_arguments_give_one_line(run, arguments, expected):
+    status, _, err = run(*arguments)
+    assert status == 1
+    lines = [line for line in err.splitlines() if line.startswith("srlab: ")]
+    assert len(lines) == 1
+    assert expected in lines[0]
+    assert "Traceback" not in err
+
+
+def test_bad_folders_and_files_give_one_line(run, photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    status, _, err = run("evaluate", "bicubic", "--dataset", tmp_path / "empty")
+    assert status == 1
+    assert str(tmp_path / "empty") in err
+
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "a.png").write_text("not a picture")
+    status, _, err = run("evaluate", "bicubic", "--dataset", text)
+    assert status == 1
+    assert "a.png" in err
+
+    png = photos / "0.png"
+    png.write_bytes(png.read_bytes()[:100])
+    status, _, err = run("train", "srresnet", "--data", photos, *TINY)
+    assert status == 1
+    assert "0.png" in err
+
+
+def test_image_smaller_than_the_crop(run, photos):
+    status, _, err = run("train", "srresnet", "--data", photos, "--patch-size", 48)
+    assert status == 1
+    assert "0.png is too small" in err
+
+
+def test_unwritable_output_folder(run, photos, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    out = tmp_path / "file" / "run"
+    status, _, err = run("train", "srresnet", "--data", photos, "--out", out, *TINY)
+    assert status == 1
+    assert str(out) in err
+
+
+def test_checkpoint_of_another_architecture(run, photos, tmp_path):
+    data = ["--data", photos, "--validate", photos, "--out", tmp_path / "a", *TINY]
+    assert run("train", "srresnet", *data)[0] == 0
+    status, _, err = run("train", "srresnet-16", *data)
+    assert status == 1
+    assert "another architecture" in err
