@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -26,12 +27,14 @@ def datasets() -> None:
     """List the named image sets and whether they are at hand."""
     from srlab.datasets import DATASETS, status
 
-    table = _table("name", "images", "here", "what", "licence")
+    table = _table("name", ">here", "what")
     for name, image_set in DATASETS.items():
         folder, found = status(name)
-        here = f"{found} in {folder}" if folder else "no"
-        table.add_row(name, str(image_set.count), here, image_set.title, image_set.licence)
+        here = f"{found} of {image_set.count}" if folder else "no"
+        table.add_row(name, here, image_set.title)
     Console().print(table)
+    print("`srlab fetch NAME` downloads a set. SRLAB_DATA names folders to look in first.")
+    print("Sources and licences: data/README.md")
 
 
 @app.command()
@@ -51,16 +54,16 @@ def models() -> None:
     """List the models whose weights come with the package."""
     from srlab.models import zoo
 
-    table = _table("name", "parameters", "size", "trained on", "steps", "Set5 PSNR / SSIM")
+    table = _table("name", ">parameters", ">size", ">steps", ">Set5", "trained on")
     for name, path in zoo.released().items():
         model, notes = zoo.load(name), zoo.read_notes(path)
         table.add_row(
             name,
             f"{sum(p.numel() for p in model.parameters()):,}",
             f"{path.stat().st_size / 1e6:.1f} MB",
-            str(notes.get("trained_on", "")),
-            str(notes.get("steps", "")),
-            str(notes.get("set5", "")),
+            f"{notes['steps']:,}",
+            notes.get("set5", ""),
+            notes["trained_on"],
         )
     Console().print(table)
 
@@ -212,7 +215,7 @@ def evaluate(
     files = _find(dataset)
     generator = zoo.load(model)
     scores = protocol.evaluate(generator, files, rules, device=device, tile=tile, progress=True)
-    table = _table("image", "PSNR (dB)", "SSIM")
+    table = _table("image", ">PSNR (dB)", ">SSIM")
     for row in [*scores, protocol.mean(scores)]:
         table.add_row(row.image, f"{row.psnr:.2f}", f"{row.ssim:.4f}")
     Console().print(table)
@@ -297,9 +300,10 @@ def _find(name: str) -> list[Path]:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(header_style="bold")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    """A plain table; a column whose title begins with ``>`` holds numbers."""
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column.lstrip(">"), justify="right" if column[0] == ">" else "left")
     return table
 
 
