@@ -7,15 +7,13 @@ from typing import Any
 
 from srlab.course.paths import write_text
 
-# nbconvert's own page fetches scripts from the network. Those for diagrams and live widgets are
-# dropped; the one for formulas only comes where there are formulas.
+# nbconvert's own page fetches scripts from the network, for diagrams, live widgets and formulas.
+# Here they are dropped: formulas become MathML, which browsers draw by themselves.
 TEMPLATE = """\
 {%- extends "lab/index.html.j2" -%}
 {%- block html_head_js_requirejs -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
-{%- block html_head_js_mathjax -%}
-{%- if resources.formulas -%}{{ super() }}{%- endif -%}
-{%- endblock -%}
+{%- block html_head_js_mathjax -%}{%- endblock -%}
 """
 
 INDEX = """\
@@ -59,17 +57,39 @@ def write_page(notebook: Path, folder: Path, title: str) -> None:
         return
     nb = nbformat.read(executed, as_version=4)
     nb.metadata.pop("widgets", None)
+    formulas: list[str] = []
     for cell in nb.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if make_static(output)]
-    prose = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
-    resources = {
-        "metadata": {"name": title, "path": str(notebook.parent)},
-        "formulas": re.search(r"\$[^$]+\$|\\begin\{", prose) is not None,
-    }
+        elif cell.cell_type == "markdown":
+            cell.source = _take_formulas(cell.source, formulas)
+    resources = {"metadata": {"name": title, "path": str(notebook.parent)}}
     exporter = HTMLExporter(embed_images=True, raw_template=TEMPLATE)
     page, _ = exporter.from_notebook_node(nb, resources)
+    page = re.sub(r"FORMULA(\d+)X", lambda match: formulas[int(match[1])], page)
     write_text(executed.with_suffix(".html"), page)
+
+
+def _take_formulas(markdown: str, formulas: list[str]) -> str:
+    """Put a placeholder for each ``$...$`` and ``$$...$$`` outside code, and its MathML in a list.
+
+    (Markdown renderers take MathML's tags apart, so the formulas must wait until they are done.)
+    """
+    from latex2mathml.converter import convert
+
+    def replace(match: re.Match) -> str:
+        if match["code"]:
+            return match[0]
+        display = "block" if match["block"] else "inline"
+        mathml = convert(match["block"] or match["inline"], display=display)
+        # A function's name stands apart from its argument.
+        space = r'\1<mspace width="0.17em"/>'
+        formulas.append(re.sub(r"(<mi>(?:log|exp|min|max)</mi>)(?!<mo)", space, mathml))
+        return f"FORMULA{len(formulas) - 1}X"
+
+    code = r"(?P<code>```.*?```|`[^`\n]*`)"
+    formula = r"\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+)\$"
+    return re.sub(f"{code}|{formula}", replace, markdown, flags=re.DOTALL)
 
 
 def make_static(output: Any) -> bool:

@@ -225,6 +225,8 @@ def moving_average(generator: nn.Module, decay: float, device: torch.device) -> 
 
     def update(averages: list[Tensor], weights: list[Tensor], n: Tensor) -> None:
         d = torch.minimum((1 + n) / (10 + n), torch.full_like(n, decay, dtype=torch.float32))
+        # A fabric of true half or double precision has turned the weights, but not the averages.
+        weights = [w.to(a.dtype) for w, a in zip(weights, averages, strict=True)]
         torch._foreach_lerp_(averages, weights, (1 - d).item())
 
     return AveragedModel(generator, device, multi_avg_fn=torch.no_grad()(update)).eval()
@@ -289,10 +291,9 @@ class Run:
         # Never overwrite a good checkpoint with NaN. This step's update may have spoilt the weights
         # though its loss was still finite.
         self.monitor.check(step)
-        for name, part in self.parts.items():
-            if isinstance(part, nn.Module) and not all(
-                p.isfinite().all() for p in part.parameters()
-            ):
+        networks = {n: part for n, part in self.parts.items() if isinstance(part, nn.Module)}
+        for name, network in networks.items():
+            if not all(p.isfinite().all() for p in network.parameters()):
                 raise self.monitor.diverged(f"a weight of the {name}", step)
         self.step = step
         state = {name: part.state_dict() for name, part in self.parts.items()}

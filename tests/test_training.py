@@ -1,0 +1,498 @@
+"""srlab.training.loop: both loops against plain PyTorch, and against what goes wrong in life."""
+
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from copy import deepcopy
+from functools import cache
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from srlab import losses
+from srlab.errors import SrlabError
+from srlab.models import zoo
+from srlab.models.critics import Discriminator
+from srlab.models.generators import SRResNet
+from srlab.patches import PatchBank
+from srlab.training import loop
+from srlab.training.config import AdversarialConfig, PretrainConfig
+from srlab.training.monitor import TrainingDiverged, read_log
+from srlab.training.state import CheckpointError, load_checkpoint
+
+LOOPS = ["pretrain", "adversarial"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """These networks are too small to share: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Noisy(SRResNet):
+    """A generator that draws from torch's global random state, as one with dropout would."""
+
+    def forward(self, lr):
+        return super().forward(lr + 0.01 * torch.randn_like(lr))
+
+
+@cache
+def cpu(precision="32-true"):
+    from lightning_fabric import Fabric
+
+    return Fabric(accelerator="cpu", devices=1, precision=precision)
+
+
+def make_bank():
+    random = torch.Generator().manual_seed(3)
+    shape = (3, 40, 48)
+    images = [torch.randint(256, shape, generator=random, dtype=torch.uint8) for _ in range(2)]
+    return PatchBank(images, seed=4)
+
+
+def make_generator(kind=SRResNet, n_features=8):
+    torch.manual_seed(1)
+    return kind(n_blocks=1, n_features=n_features)
+
+
+def make_critic():
+    torch.manual_seed(2)
+    return Discriminator(patch_size=32, n_features=8)
+
+
+def config(name, **settings):
+    kind = {"pretrain": PretrainConfig, "adversarial": AdversarialConfig}[name]
+    small = {
+        "steps": 12,
+        "batch_size": 2,
+        "patch_size": 8,
+        "warmup_steps": 2,
+        "log_every": 3,
+        "validate_every": 6,
+        "checkpoint_every": 5,
+    }
+    return kind(**small | settings)
+
+
+def train(
+    name, folder, *, generator=None, critic=None, bank=None, validate=None, fabric=None, **kw
+):
+    """Run a loop on fresh objects, but for those given; ``kw`` are settings."""
+    options = {"validate": validate, "fabric": fabric or cpu(), "progress": False}
+    generator, bank = generator or make_generator(), bank or make_bank()
+    if name == "pretrain":
+        return loop.pretrain(generator, bank, config(name, **kw), folder, **options)
+    critic = critic or make_critic()
+    return loop.adversarial(generator, critic, bank, config(name, **kw), folder, **options)
+
+
+def at_batch(number, action):
+    """A bank that does ``action(lr, hr)`` before it hands out its batch of that number."""
+    bank, calls = make_bank(), count(1)
+    draw = bank.batch
+
+    def batch(*args):
+        lr, hr = draw(*args)
+        if next(calls) == number:
+            action(lr, hr)
+        return lr, hr
+
+    bank.batch = batch
+    return bank
+
+
+def ctrl_c(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def psnr_like(generator):
+    """A validation that depends on the weights (and on the random state, with Noisy)."""
+    with torch.no_grad():
+        return generator(torch.full((1, 3, 8, 8), 0.5)).mean().item()
+
+
+def assert_same_run(folder, other):
+    """Every tensor, number and row that two runs have left is the same."""
+    a, b = (load_file(f / "checkpoint.safetensors") for f in (folder, other))
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    assert (
+        load_checkpoint(folder / loop.CHECKPOINT)[1] == load_checkpoint(other / loop.CHECKPOINT)[1]
+    )
+    assert (folder / "log.csv").read_bytes() == (other / "log.csv").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """Folders of runs that nobody disturbed, by the name of their loop."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in LOOPS}
+    for name, folder in folders.items():
+        train(name, folder, generator=make_generator(Noisy), validate=psnr_like)
+    return folders
+
+
+# What the loops compute. In 64-bit floats, where the order of a sum no longer matters: Adam blows
+# the rounding errors of a vanishing gradient up to a whole step. (Fabric hands 32 bits from one
+# network to the next, hence the tolerance: a thousandth of a step.)
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+
+
+def learning_rate(peak, step, steps, warmup):
+    """The rate of the update number ``step``, counted from 1: warm-up, then half a cosine."""
+    if step <= warmup:
+        return peak * step / warmup
+    return peak * (1 + math.cos(math.pi * (step - 1 - warmup) / (steps - warmup))) / 2
+
+
+@pytest.mark.parametrize(("loss", "criterion"), [("l1", nn.L1Loss()), ("mse", nn.MSELoss())])
+def test_pretrain_is_the_plain_pytorch_loop(tmp_path, loss, criterion):
+    steps, decay = 5, 0.2
+    network, bank = make_generator().double(), make_bank()
+    averages = None
+    optimizer = torch.optim.Adam(network.parameters(), betas=(0.8, 0.99))
+    for step in range(1, steps + 1):
+        optimizer.param_groups[0]["lr"] = learning_rate(2e-3, step, steps, warmup=2)
+        lr, hr = bank.batch(2, 8)
+        optimizer.zero_grad()
+        criterion(network(lr.double()), hr.double()).backward()
+        optimizer.step()
+        weights = [p.detach().clone() for p in network.parameters()]
+        d = min(decay, step / (9 + step)) if averages else 0  # n = step - 1 updates before
+        averages = [d * a + (1 - d) * w for a, w in zip(averages or weights, weights, strict=True)]
+
+    generator = make_generator()
+    result = train(
+        "pretrain", tmp_path, generator=generator, fabric=cpu("64-true"),
+        steps=steps, loss=loss, lr=2e-3, betas=(0.8, 0.99), ema_decay=decay,
+    )  # fmt: skip
+    assert_close(generator.state_dict(), network.state_dict(), **CLOSE)
+    assert_close(list(result.generator.parameters()), averages, check_dtype=False)
+
+
+def test_adversarial_is_the_plain_pytorch_game(tmp_path):
+    """No gradient can leak from one turn to the other here: autograd.grad writes into none."""
+    weight, rate = 0.1, 1e-3
+    g, c, bank = make_generator().double(), make_critic().double(), make_bank()
+    g_optimizer, c_optimizer = (torch.optim.Adam(m.parameters(), rate) for m in (g, c))
+
+    def update(network, optimizer, loss):
+        gradients = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True)
+        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+
+    for _ in range(3):
+        lr, hr = (t.double() for t in bank.batch(2, 8))
+        sr, yes, no = g(lr), torch.ones(2, 1).double(), torch.zeros(2, 1).double()
+        bce = F.binary_cross_entropy_with_logits
+        update(c, c_optimizer, bce(c(hr), yes) + bce(c(sr.detach()), no))
+        update(g, g_optimizer, F.mse_loss(sr, hr) + weight * bce(c(sr), yes))
+
+    generator, critic = make_generator(), make_critic()
+    train(
+        "adversarial", tmp_path, generator=generator, critic=critic, fabric=cpu("64-true"),
+        steps=3, warmup_steps=0, generator_lr=rate, critic_lr=rate, adversarial_weight=weight,
+    )  # fmt: skip
+    assert_close(generator.state_dict(), g.state_dict(), **CLOSE)
+    assert_close(critic.state_dict(), c.state_dict(), **CLOSE)
+    assert not torch.equal(critic.features[0].weight, make_critic().features[0].weight)
+
+
+def test_without_an_adversarial_weight_only_the_pixels_count(tmp_path):
+    network, bank = make_generator().double(), make_bank()
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    for _ in range(3):
+        lr, hr = bank.batch(2, 8)
+        optimizer.zero_grad()
+        F.l1_loss(network(lr.double()), hr.double()).backward()
+        optimizer.step()
+
+    generator = make_generator()
+    train(
+        "adversarial", tmp_path, generator=generator, fabric=cpu("64-true"), steps=3,
+        warmup_steps=0, generator_lr=1e-3, content="l1", adversarial_weight=0.0,
+    )  # fmt: skip
+    assert_close(generator.state_dict(), network.state_dict(), **CLOSE)
+
+
+def test_a_fresh_critic_guesses(tmp_path):
+    train("adversarial", tmp_path, steps=1, log_every=1, validate_every=0)
+    first = {name: values[0] for name, (_, values) in read_log(tmp_path / "log.csv").items()}
+    assert first["critic_loss"] == pytest.approx(2 * math.log(2), abs=0.1)
+    assert first["d_real"] == pytest.approx(0.5, abs=0.05)
+    assert first["d_fake"] == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "constant"])
+def test_schedule(kind):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+    scheduler = loop.schedule(optimizer, PretrainConfig(steps=110, warmup_steps=10, schedule=kind))
+    rates = []
+    for _ in range(110):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[0] == pytest.approx(0.05)
+    assert rates[9] == pytest.approx(0.5)
+    assert rates[10] == pytest.approx(0.5)
+    if kind == "constant":
+        assert rates[60] == rates[109] == 0.5
+    else:
+        assert rates[35] == pytest.approx(0.25 * (1 + math.sqrt(0.5)))  # a quarter of the way
+        assert rates[60] == pytest.approx(0.25)
+        assert 0 < rates[109] < 2e-4
+
+
+def test_the_average_follows_the_weights_and_copies_the_statistics():
+    network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
+    average = loop.moving_average(network, 0.23, torch.device("cpu"))
+    expected = None
+    for n, weight in enumerate([3.0, 5.0, -4.0, 2.0]):
+        nn.init.constant_(network[0].weight, weight)
+        network(torch.randn(4, 1))
+        average.update_parameters(network)
+        d = [0, 2 / 11, 0.23, 0.23][n]  # the first is a copy; then (1 + n) / (10 + n), if smaller
+        expected = d * (expected or 0) + (1 - d) * weight
+        assert average.module[0].weight.item() == pytest.approx(expected)
+        for name, value in network[1].named_buffers():
+            assert torch.equal(average.module[1].get_buffer(name), value)
+    assert not average.module.training
+
+
+def test_it_learns_one_crop_by_heart(tmp_path):
+    from skimage.data import chelsea
+
+    crop = torch.from_numpy(chelsea()[100:148, 120:168]).permute(2, 0, 1)
+    bank = PatchBank([crop])
+    lr, hr = bank.batch(1, patch_size=12, augment=False)
+    bank.batch = lambda *_: (lr, hr)
+    generator = make_generator(n_features=16)
+    settings = PretrainConfig(
+        steps=300, batch_size=1, patch_size=12, lr=1e-2, ema_decay=0.99, validate_every=0
+    )
+    result = loop.pretrain(generator, bank, settings, tmp_path, fabric=cpu(), progress=False)
+    with torch.no_grad():
+        error = F.mse_loss(result.generator(lr), hr)
+    assert -10 * math.log10(error) > 30  # bicubic interpolation: 27.0 dB
+
+
+@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_half_precision_trains_and_keeps_a_full_average(tmp_path, name, precision):
+    result = train(name, tmp_path, fabric=cpu(precision), steps=4)
+    assert {p.dtype for p in result.generator.parameters()} == {torch.float32}
+    assert all(p.isfinite().all() for p in result.generator.parameters())
+    assert not torch.equal(result.generator.tail.weight, make_generator().tail.weight)
+
+
+def test_validation_sees_the_average_in_evaluation_mode(tmp_path):
+    seen = []
+
+    def validate(network):
+        seen.append((network.training, deepcopy(network.state_dict())))
+        network.train()  # as a careless evaluation might leave it
+        return 20.0 + len(seen)
+
+    generator = make_generator()
+    result = train("pretrain", tmp_path, generator=generator, validate=validate, steps=8)
+    assert [training for training, _ in seen] == [False, False]
+    assert read_log(tmp_path / "log.csv")["val_psnr"] == ([6, 8], [21.0, 22.0])
+    assert_close(seen[-1][1], result.generator.state_dict())
+    assert not torch.equal(result.generator.tail.weight, generator.tail.weight)
+    assert not result.generator.training
+    # The folder gives the same network to whoever comes later.
+    assert_close(zoo.load(tmp_path).state_dict(), result.generator.state_dict())
+
+
+# What survives
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, capsys, name, unbroken):
+    handler = signal.getsignal(signal.SIGINT)
+    options = {"generator": make_generator(Noisy), "validate": psnr_like}
+    result = train(name, tmp_path, bank=at_batch(7, ctrl_c), **options)
+    assert result.step == 7  # of 12: neither a row nor a checkpoint was due
+    told = capsys.readouterr().out
+    assert "Stopped after step 7 of 12" in told
+    assert str(tmp_path / "checkpoint.safetensors") in told
+    assert "again to go on" in told
+    assert signal.getsignal(signal.SIGINT) is handler
+
+    options = {"generator": make_generator(Noisy), "validate": psnr_like}
+    result = train(name, tmp_path, **options)
+    assert result.step == 12
+    assert_same_run(tmp_path, unbroken[name])
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, unbroken):
+    environment = os.environ | {"PYTHONPATH": str(Path(loop.__file__).parents[2])}
+    killed = subprocess.run([sys.executable, __file__, tmp_path], env=environment, timeout=100)
+    assert killed.returncode == -signal.SIGKILL
+    assert load_checkpoint(tmp_path / loop.CHECKPOINT)[1]["step"] == 5
+    assert read_log(tmp_path / "log.csv")["loss"][0] == [3, 6]  # one row too many
+
+    train("pretrain", tmp_path, generator=make_generator(Noisy), validate=psnr_like)
+    assert_same_run(tmp_path, unbroken["pretrain"])
+
+
+def die_at_step_8(folder):
+    """What the test above runs in a process of its own."""
+    torch.set_num_threads(1)
+    bank = at_batch(8, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    train("pretrain", folder, generator=make_generator(Noisy), bank=bank, validate=psnr_like)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_the_second_ctrl_c_interrupts_at_once(tmp_path, name):
+    def press_twice(*_):
+        ctrl_c()
+        ctrl_c()
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(name, tmp_path, bank=at_batch(7, press_twice))
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert load_checkpoint(tmp_path / loop.CHECKPOINT)[1]["step"] == 5
+
+
+def test_a_run_in_a_thread_works(tmp_path):
+    results = []
+    work = threading.Thread(target=lambda: results.append(train("pretrain", tmp_path, steps=2)))
+    work.start()
+    work.join()
+    assert results[0].step == 2
+
+
+@pytest.mark.parametrize(("name", "metric"), [("pretrain", "loss"), ("adversarial", "critic_loss")])
+def test_nan_is_reported_and_the_last_good_checkpoint_kept(tmp_path, name, metric):
+    bank = at_batch(8, lambda lr, hr: lr.fill_(math.nan))
+    with pytest.raises(TrainingDiverged, match=rf"^{metric} became NaN or infinite at step 8\b"):
+        train(name, tmp_path, bank=bank)
+    state, info = load_checkpoint(tmp_path / loop.CHECKPOINT)
+    assert info["step"] == 5
+    assert all(t.isfinite().all() for t in load_file(tmp_path / loop.CHECKPOINT).values())
+    assert_close(zoo.load(tmp_path).tail.weight, state["average"]["module.tail.weight"])
+
+
+def test_weights_spoilt_by_the_very_step_of_a_checkpoint_are_not_saved(tmp_path):
+    """The loss of that step is still finite: only its gradient is not."""
+    generator, calls = make_generator(), count(1)
+    generator.tail.bias.register_hook(lambda g: g * math.nan if next(calls) == 10 else g)
+    with pytest.raises(TrainingDiverged, match=r"weight of the generator .* at step 10\b"):
+        train("pretrain", tmp_path, generator=generator)
+    assert load_checkpoint(tmp_path / loop.CHECKPOINT)[1]["step"] == 5
+
+
+def test_an_error_in_the_generators_turn_leaves_the_critic_trainable(tmp_path, monkeypatch):
+    critic = make_critic()
+    critic.features[0].weight.requires_grad_(False)  # frozen by the user: stays so
+    before = {name: p.requires_grad for name, p in critic.named_parameters()}
+
+    def out_of_memory(fake):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(losses, "bce_generator", out_of_memory)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            train("adversarial", tmp_path, critic=critic)
+    assert {name: p.requires_grad for name, p in critic.named_parameters()} == before
+
+    train("adversarial", tmp_path, critic=critic, steps=2)
+    assert {name: p.requires_grad for name, p in critic.named_parameters()} == before
+    assert torch.equal(critic.features[0].weight, make_critic().features[0].weight)
+    assert not torch.equal(critic.features[2].weight, make_critic().features[2].weight)
+
+
+def test_a_finished_run_returns_at_once(tmp_path, unbroken):
+    bank = at_batch(1, lambda *_: pytest.fail("it trains"))
+    log = (unbroken["pretrain"] / "log.csv").read_bytes()
+    result = train("pretrain", unbroken["pretrain"], bank=bank)
+    assert (result.step, result.patches_per_second) == (12, 0.0)
+    average = load_checkpoint(result.folder / loop.CHECKPOINT)[0]["average"]
+    assert torch.equal(result.generator.tail.weight, average["module.tail.weight"])
+    assert (unbroken["pretrain"] / "log.csv").read_bytes() == log
+
+
+def test_more_steps_go_on_where_the_run_ended(tmp_path):
+    same = {"validate_every": 0, "schedule": "constant"}
+    train("pretrain", tmp_path / "a", steps=6, **same)
+    assert train("pretrain", tmp_path / "a", steps=12, **same).step == 12
+    train("pretrain", tmp_path / "b", steps=12, **same)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lr": 5e-4}, r"lr = 0\.001, now 0\.0005"),
+        ({"betas": (0.5, 0.9)}, r"betas = \[0\.9, 0\.999\], now \(0\.5, 0\.9\)"),
+        ({"batch_size": 3}, "batch_size = 2, now 3"),
+        ({"steps": 1}, "2 steps done, now 1"),
+    ],
+)
+def test_other_settings_in_the_same_folder(tmp_path, change, message):
+    train("pretrain", tmp_path, steps=2)
+    saved = (tmp_path / loop.CHECKPOINT).read_bytes()
+    with pytest.raises(CheckpointError, match=message):
+        train("pretrain", tmp_path, **{"steps": 2} | change)
+    with pytest.raises(CheckpointError, match="kind = 'PretrainConfig', now 'AdversarialConfig'"):
+        train("adversarial", tmp_path)
+    assert (tmp_path / loop.CHECKPOINT).read_bytes() == saved
+
+
+def test_another_architecture_in_the_same_folder(tmp_path):
+    train("pretrain", tmp_path, steps=2)
+    with pytest.raises(SrlabError, match=r"checkpoint\.safetensors was made by another archit"):
+        train("pretrain", tmp_path, steps=2, generator=make_generator(n_features=4))
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_step(tmp_path, name):
+    (tmp_path / "file").write_text("not a folder")
+    bank = at_batch(1, lambda *_: pytest.fail("it trains"))
+    with pytest.raises(CheckpointError, match=r"cannot write .*file") as error:
+        train(name, tmp_path / "file" / "run", bank=bank)
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_checkpoint_stops_the_run_and_stays_as_it_is(tmp_path):
+    (tmp_path / loop.CHECKPOINT).write_text("damaged")
+    with pytest.raises(CheckpointError, match="damaged or come from another program"):
+        train("pretrain", tmp_path)
+    assert (tmp_path / loop.CHECKPOINT).read_text() == "damaged"
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_run_stopped_on_a_gpu_goes_on_there_and_on_a_cpu(tmp_path, name):
+    gpu = loop.default_fabric()
+    assert train(name, tmp_path, bank=at_batch(4, ctrl_c), fabric=gpu).step == 4
+    assert train(name, tmp_path, bank=at_batch(4, ctrl_c), fabric=gpu).step == 8  # bank: on the CPU
+    assert train(name, tmp_path).step == 12
+    with open(tmp_path / "log.csv", newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["3", "6", "9", "12"]
+
+
+if __name__ == "__main__":
+    die_at_step_8(Path(sys.argv[1]))
