@@ -92,6 +92,11 @@ def train(
     seed: int = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "32-true",
+    warmup_steps: Annotated[
+        int | None, typer.Option(help="Steps of rising learning rate; default 20, for srgan 0.")
+    ] = None,
+    log_every: int = 20,
+    validate_every: Annotated[int, typer.Option(help="A multiple of --log-every.")] = 100,
     checkpoint_every: int = 500,
 ) -> None:
     """Train a generator, or go on with a run that was stopped.
@@ -125,8 +130,12 @@ def train(
         "steps": steps,
         "batch_size": batch_size,
         "patch_size": patch_size,
+        "log_every": log_every,
+        "validate_every": validate_every,
         "checkpoint_every": checkpoint_every,
     }
+    if warmup_steps is not None:
+        common["warmup_steps"] = warmup_steps
     if model == "srgan":
         rate = lr or config.AdversarialConfig.generator_lr
         settings = config.AdversarialConfig(

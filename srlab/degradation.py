@@ -48,6 +48,7 @@ def resize_weights(size: int, scale: float, antialias: bool = True) -> tuple[Ten
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept must also serve a later call that needs gradients
 def _blocks(
     size: int, scale: float, antialias: bool, dtype: torch.dtype, device: torch.device
 ) -> list[tuple[int, int, Tensor]]:

@@ -91,13 +91,14 @@ class PatchBank:
         """
 
         def decode(path: Path | str, factor: int) -> Tensor:
-            image = read_image_u8(path)
-            if factor > 1:
-                hr = crop_to_multiple(to_float(image), factor)
-                image = to_uint8(downsample(hr, factor))
+            image = crop_to_multiple(read_image_u8(path), factor)
+            if factor > 1 and image.numel():  # nothing may be left of a tiny one: batch() names it
+                image = to_uint8(downsample(to_float(image), factor))
             return image
 
         factors = [shrink] * len(files) if isinstance(shrink, int) else shrink
+        if len(factors) != len(files):
+            raise ValueError(f"shrink has {len(factors)} factors for {len(files)} files")
 
         # Pillow and torch release the interpreter lock while they work.
         with ThreadPoolExecutor() as pool:

@@ -80,6 +80,7 @@ def config(name, **settings):
         "batch_size": 2,
         "patch_size": 8,
         "warmup_steps": 2,
+        "schedule": "cosine",
         "log_every": 3,
         "validate_every": 6,
         "checkpoint_every": 5,
@@ -204,10 +205,14 @@ def test_adversarial_is_the_plain_pytorch_game(tmp_path):
     generator, critic = make_generator(), make_critic()
     train(
         "adversarial", tmp_path, generator=generator, critic=critic, fabric=cpu("64-true"),
-        steps=3, warmup_steps=0, generator_lr=rate, critic_lr=rate, adversarial_weight=weight,
+        steps=3, warmup_steps=0, schedule="constant", generator_lr=rate, critic_lr=rate,
+        adversarial_weight=weight,
     )  # fmt: skip
     assert_close(generator.state_dict(), g.state_dict(), **CLOSE)
     assert_close(critic.state_dict(), c.state_dict(), **CLOSE)
+    for mine, theirs in ((generator, g), (critic, c)):
+        gradients = ([p.grad for p in network.parameters()] for network in (mine, theirs))
+        assert_close(*gradients, **CLOSE)
     assert not torch.equal(critic.features[0].weight, make_critic().features[0].weight)
 
 
@@ -223,7 +228,8 @@ def test_without_an_adversarial_weight_only_the_pixels_count(tmp_path):
     generator = make_generator()
     train(
         "adversarial", tmp_path, generator=generator, fabric=cpu("64-true"), steps=3,
-        warmup_steps=0, generator_lr=1e-3, content="l1", adversarial_weight=0.0,
+        warmup_steps=0, schedule="constant", generator_lr=1e-3, content="l1",
+        adversarial_weight=0.0,
     )  # fmt: skip
     assert_close(generator.state_dict(), network.state_dict(), **CLOSE)
 
@@ -377,10 +383,12 @@ def test_a_run_in_a_thread_works(tmp_path):
     assert results[0].step == 2
 
 
+@pytest.mark.parametrize("step", [8, 10])  # before the row of step 9, and at a checkpoint
 @pytest.mark.parametrize(("name", "metric"), [("pretrain", "loss"), ("adversarial", "critic_loss")])
-def test_nan_is_reported_and_the_last_good_checkpoint_kept(tmp_path, name, metric):
-    bank = at_batch(8, lambda lr, hr: lr.fill_(math.nan))
-    with pytest.raises(TrainingDiverged, match=rf"^{metric} became NaN or infinite at step 8\b"):
+def test_nan_is_reported_and_the_last_good_checkpoint_kept(tmp_path, name, metric, step):
+    bank = at_batch(step, lambda lr, hr: lr.fill_(math.nan))
+    message = rf"^{metric} became NaN or infinite at step {step}\b"
+    with pytest.raises(TrainingDiverged, match=message):
         train(name, tmp_path, bank=bank)
     state, info = load_checkpoint(tmp_path / loop.CHECKPOINT)
     assert info["step"] == 5
@@ -433,6 +441,21 @@ def test_more_steps_go_on_where_the_run_ended(tmp_path):
     assert train("pretrain", tmp_path / "a", steps=12, **same).step == 12
     train("pretrain", tmp_path / "b", steps=12, **same)
     assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_restored_optimizer_has_the_layout_of_its_weights():
+    """Adam's step over unlike layouts took 1.7 times as long (on a CPU)."""
+    network = make_generator().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.rand(1, 3, 8, 8)).mean().backward()
+    optimizer.step()
+    moments = [optimizer.state[p]["exp_avg"].clone() for p in network.parameters()]
+    for slots in optimizer.state.values():
+        slots["exp_avg"] = slots["exp_avg"].contiguous()  # as a checkpoint keeps it
+    loop.match_layout(optimizer)
+    for p, moment in zip(network.parameters(), moments, strict=True):
+        assert optimizer.state[p]["exp_avg"].stride() == p.stride()
+        assert torch.equal(optimizer.state[p]["exp_avg"], moment)
 
 
 # What is refused

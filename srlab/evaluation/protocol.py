@@ -130,7 +130,7 @@ def write_csv(scores: Sequence[Score], path: Path | str) -> None:
     """One row an image and a last one named ``mean``; full precision."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(f.name for f in fields(Score))
         writer.writerows((s.image, s.psnr, s.ssim) for s in [*scores, mean(scores)])

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from srlab.errors import SrlabError
+
 
 @torch.no_grad()
 def upscale(model: nn.Module, lr: Tensor, tile: int | None = 256) -> Tensor:
@@ -20,17 +22,23 @@ def upscale(model: nn.Module, lr: Tensor, tile: int | None = 256) -> Tensor:
 
     Returns:
         SR image, (N, 3, H * scale, W * scale) or without the N as the input was; not clamped.
+
+    Raises:
+        SrlabError: ``tile`` is not positive.
     """
+    if tile is not None and tile < 1:
+        raise SrlabError(f"tile must be at least 1 pixel, got {tile}: 256 suits most machines.")
     if lr.ndim == 3:
         return upscale(model, lr[None], tile)[0]
-    training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         if tile is None or max(lr.shape[-2:]) <= tile:
             return model(lr)
         return _tiled(model, lr, tile)
     finally:
-        model.train(training)
+        for module in training:  # some may have been frozen in evaluation mode
+            module.training = True
 
 
 def _tiled(model: nn.Module, lr: Tensor, tile: int) -> Tensor:

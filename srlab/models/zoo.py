@@ -94,7 +94,9 @@ def load(name: str | Path) -> nn.Module:
                 names = [n for n in names if n.startswith(AVERAGE)]
             weights = {n.removeprefix(AVERAGE): file.get_tensor(n) for n in names}
         model = _construct(description)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (
+        OSError, SafetensorError, AttributeError, KeyError, RuntimeError, TypeError, ValueError,
+    ) as error:  # fmt: skip
         raise ModelError(
             f"{path} holds no srlab generator ({type(error).__name__}: {error}): give a file that "
             "`srlab train` wrote, or the name of a released model."
