@@ -37,8 +37,8 @@ def side_by_side() -> figures.Figure:
         pictures,
         crop,
         captions,
-        alt="A cup of coffee at LR, by bicubic interpolation, by the released SRResNet and in the HR "
-        "original, with one enlarged detail each.",
+        alt="A cup of coffee at LR, by bicubic interpolation, by the released SRResNet and in the "
+        "HR original, with one enlarged detail each.",
     )
 
 

@@ -1,4 +1,4 @@
-"""The protocol: published figures, independent arithmetic, and what each choice does."""
+"""srlab.evaluation.protocol: the published bicubic figures, and each choice by itself."""
 
 import csv
 import math
@@ -6,120 +6,203 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import nn
 
-from srlab import datasets
-from srlab.degradation import crop_to_multiple, downsample
+from srlab.datasets import DatasetError, find
 from srlab.errors import SrlabError
-from srlab.evaluation import protocol
-from srlab.evaluation.protocol import Protocol, Score, compare, evaluate
-from srlab.images import read_image, write_image
+from srlab.evaluation.protocol import PUBLISHED, Protocol, Score, compare, evaluate, mean, write_csv
+from srlab.images import write_image
 from srlab.models.generators import Bicubic
 
 
-def at_hand(name):
+@pytest.fixture
+def file(tmp_path, photo):
+    """The photograph as a file; its sides, 94 x 127, do not divide by 4."""
+    path = tmp_path / "cat.png"
+    write_image(photo[:, :94, :127], path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "psnr", "ssim"),
+    [("set5", 28.42, 0.8104), ("set14", 26.00, 0.7027), ("bsd100", 25.96, 0.6675)],
+)
+def test_bicubic_reads_the_published_figures(name, psnr, ssim):
+    """The figures that papers have quoted for bicubic x4 since VDSR (Kim et al. 2016)."""
     try:
-        return datasets.find(name)
-    except SrlabError as error:
-        pytest.skip(f"needs a benchmark set: {error}")
+        files = find(name)
+    except DatasetError as error:
+        pytest.skip(str(error))
+    score = mean(evaluate(Bicubic(), files))
+    assert abs(score.psnr - psnr) < 0.02
+    assert abs(score.ssim - ssim) < 0.002
 
 
-# Kim et al. (VDSR, CVPR 2016) and Lim et al. (EDSR, CVPRW 2017): bicubic x4, luma, shave 4.
-PUBLISHED = {
-    "set5": (28.42, 0.8104),
-    "set14": (26.00, 0.7027),
-    "bsd100": (25.96, 0.6675),
-    "urban100": (23.14, 0.6577),
-}
+def independent(file, bicubic, channel, shave, round_luma):
+    """PSNR and SSIM of bicubic x4 with nothing but Pillow, numpy and scikit-image."""
 
+    def resized(pixels, scale):
+        planes = [bicubic(pixels[..., c].astype(float), scale) for c in range(3)]
+        return np.floor(np.stack(planes, -1).clip(0, 255) + 0.5).astype(np.uint8)
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_bicubic_reads_the_published_figures(name):
-    mean = protocol.mean(evaluate(Bicubic(), at_hand(name)))
-    psnr, ssim = PUBLISHED[name]
-    assert mean.psnr == pytest.approx(psnr, abs=0.02)
-    assert mean.ssim == pytest.approx(ssim, abs=0.002)
-
-
-def test_grey_files_are_scored_as_luma_unless_asked_otherwise():
-    """Set14's bridge is grey: taken as RGB it is squeezed into 16..235 and gains 20 log 255/219."""
-    (bridge,) = (f for f in at_hand("set14") if "bridge" in f.stem)
-    luma, rgb = (evaluate(Bicubic(), [bridge], Protocol(grey=g))[0].psnr for g in ("luma", "rgb"))
-    assert rgb - luma == pytest.approx(20 * math.log10(255 / 219), abs=0.03)
-
-
-@pytest.fixture(scope="module")
-def pair():
-    hr = crop_to_multiple(read_image(datasets.find("photos-valid")[0]), 4)[:, :120, :160]
-    sr = Bicubic()(downsample(hr)[None])[0]
-    return sr, hr
-
-
-def as_uint8(x):
-    return np.floor(x.clamp(0, 1).permute(1, 2, 0).double().numpy() * 255 + 0.5).astype(np.uint8)
-
-
-def test_equals_the_same_steps_in_numpy_and_scikit_image(pair):
-    sr, hr = (np.round(rgb2ycbcr(as_uint8(x))[4:-4, 4:-4, 0]) for x in pair)
-    psnr, ssim = compare(*pair)
-    assert psnr == pytest.approx(peak_signal_noise_ratio(hr, sr, data_range=255), abs=1e-3)
-    expected = structural_similarity(
-        hr, sr, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    hr = np.array(Image.open(file))
+    h, w = (side // 4 * 4 for side in hr.shape[:2])
+    hr = hr[:h, :w]
+    sr = resized(resized(hr, 1 / 4), 4)
+    inside = (slice(shave, h - shave), slice(shave, w - shave))
+    if channel == "y":
+        hr, sr = rgb2ycbcr(hr)[..., :1], rgb2ycbcr(sr)[..., :1]
+        if round_luma:
+            hr, sr = np.floor(hr + 0.5), np.floor(sr + 0.5)
+    hr, sr = hr[inside].astype(float), sr[inside].astype(float)
+    ssim = structural_similarity(
+        hr,
+        sr,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=255,
+        channel_axis=-1,
     )
-    assert ssim == pytest.approx(expected, abs=1e-4)
+    return peak_signal_noise_ratio(hr, sr, data_range=255), ssim
 
 
-def test_rgb_without_shaving(pair):
-    sr, hr = (as_uint8(x) for x in pair)
-    psnr, _ = compare(*pair, Protocol(channel="rgb", shave=0))
-    assert psnr == pytest.approx(peak_signal_noise_ratio(hr, sr), abs=1e-6)
+@pytest.mark.parametrize("shave", [0, 4])
+@pytest.mark.parametrize(("channel", "round_luma"), [("y", True), ("y", False), ("rgb", True)])
+def test_one_image_measured_independently(file, pillow_bicubic, channel, shave, round_luma):
+    rules = Protocol(channel=channel, shave=shave, round_luma=round_luma)
+    (score,) = evaluate(Bicubic(), [file], rules)
+    psnr, ssim = independent(file, pillow_bicubic, channel, shave, round_luma)
+    assert score.image == "cat"
+    assert abs(score.psnr - psnr) < 1e-3  # a pixel may fall on the other side of a half
+    assert abs(score.ssim - ssim) < 1e-5
 
 
-def test_what_lies_in_the_shaved_border_does_not_count(pair):
-    sr, hr = pair
-    spoiled = sr.clone()
-    spoiled[:, :4] = spoiled[:, -4:] = 0
-    spoiled[:, :, :4] = spoiled[:, :, -4:] = 1
-    assert compare(spoiled, hr) == compare(sr, hr)
-    assert compare(spoiled, hr, Protocol(shave=3)) < compare(sr, hr, Protocol(shave=3))
+def test_shaved_pixels_do_not_count(photo):
+    rules, sr = Protocol(channel="rgb", shave=4), photo.clone()
+    sr[:, :4], sr[:, -4:], sr[:, :, :4], sr[:, :, -4:] = 0, 0, 1, 1
+    assert compare(sr, photo, rules) == (math.inf, 1)
+    sr[:, 4, 4] = 1 - photo[:, 4, 4].round()
+    assert compare(sr, photo, rules)[0] < math.inf
 
 
-def test_rounding_hides_what_no_file_can_hold(pair):
-    _, hr = pair
-    faint = hr + 0.3 / 255
-    assert compare(faint, hr)[0] == math.inf
-    exact = Protocol(channel="rgb", round_8bit=False, round_luma=False)
-    assert compare(faint * 0.99, hr * 0.99, exact)[0] < 60
+def test_the_sr_image_is_clamped_and_rounded_as_in_a_file(photo):
+    sr = photo + 0.4 / 255
+    assert compare(sr, photo, Protocol("rgb")) == (math.inf, 1)
+    unrounded, _ = compare(sr, photo, Protocol("rgb", round_8bit=False))
+    assert unrounded == pytest.approx(20 * math.log10(255 / 0.4), abs=1e-3)
+    black, white = torch.zeros(3, 20, 20), torch.ones(3, 20, 20)
+    for round_8bit in (True, False):
+        rules = Protocol("rgb", round_8bit=round_8bit)
+        assert compare(white + 0.5, white, rules) == compare(black - 0.5, black, rules)
+        assert compare(white + 0.5, white, rules)[0] == math.inf
 
 
-def test_the_mean_is_the_mean_of_the_decibels():
-    mean = protocol.mean([Score("a", 20, 0.5), Score("b", 30, 0.7)])
-    assert (mean.psnr, mean.ssim) == (25, pytest.approx(0.6))
+def test_luma_spans_219_of_255_levels():
+    black, white = torch.zeros(3, 20, 20), torch.ones(3, 20, 20)
+    assert compare(black, white)[0] == pytest.approx(20 * math.log10(255 / 219), abs=1e-5)
+    assert compare(black, white, Protocol("rgb"))[0] == 0
 
 
-def test_evaluate_keeps_order_and_csv_keeps_precision(tmp_path):
-    files = list(reversed(datasets.find("photos-valid")))
-    scores = evaluate(Bicubic(), files)
-    assert [s.image for s in scores] == [f.stem for f in files]
-    protocol.write_csv(scores, tmp_path / "new" / "scores.csv")
-    with open(tmp_path / "new" / "scores.csv", newline="") as file:
+SQUEEZE = 20 * math.log10(255 / 219)  # 1.32 dB: 0..255 as an RGB picture becomes 16..235
+
+
+def test_a_grey_file_is_its_own_luma(tmp_path, photo):
+    grey, colour = tmp_path / "grey.png", tmp_path / "colour.png"
+    write_image(photo[:1], grey)
+    write_image(photo[:1].expand(3, -1, -1), colour)
+    (luma,) = evaluate(Bicubic(), [grey])
+    (rgb,) = evaluate(Bicubic(), [grey], Protocol(channel="rgb"))
+    assert (luma.psnr, luma.ssim) == pytest.approx((rgb.psnr, rgb.ssim))
+    unrounded = Protocol(grey="rgb", round_luma=False)
+    (squeezed,) = evaluate(Bicubic(), [grey], unrounded)
+    assert squeezed.psnr == pytest.approx(luma.psnr + SQUEEZE, abs=1e-4)
+    (coloured,) = evaluate(Bicubic(), [colour], Protocol(round_luma=False))
+    assert coloured.psnr == squeezed.psnr
+
+
+def test_bridge_of_set14_is_grey():
+    try:
+        (bridge,) = (f for f in find("set14") if f.stem == "bridge")
+    except DatasetError as error:
+        pytest.skip(str(error))
+    (luma,) = evaluate(Bicubic(), [bridge])
+    (rgb,) = evaluate(Bicubic(), [bridge], Protocol(grey="rgb"))
+    assert rgb.psnr - luma.psnr == pytest.approx(SQUEEZE, abs=0.01)
+
+
+def test_colour_that_a_model_adds_to_a_grey_picture_counts_as_its_luma(photo):
+    hr, sr = photo[:1].expand(3, -1, -1) * 0.5, photo[:1].expand(3, -1, -1) * 0.5
+    sr = sr + torch.tensor([20, -20, 10]).view(3, 1, 1) / 255
+    error = round(0.299 * 20 - 0.587 * 20 + 0.114 * 10)
+    psnr, _ = compare(sr, hr.mul(255).round().div(255), Protocol(round_luma=False), grey=True)
+    assert psnr == pytest.approx(20 * math.log10(255 / abs(error)), abs=0.8)
+
+
+class Nearest(nn.Module):
+    scale, receptive_radius = 4, 0
+
+    def forward(self, lr):
+        return nn.functional.interpolate(lr, scale_factor=4, mode="nearest")
+
+
+def test_any_model_that_knows_its_scale_and_radius(file):
+    for tile in (None, 256, 7):
+        (score,) = evaluate(Nearest(), [file], tile=tile)
+        assert score.psnr < evaluate(Bicubic(), [file])[0].psnr
+    assert evaluate(Bicubic(2), [file])[0].psnr > evaluate(Bicubic(4), [file])[0].psnr + 2
+
+
+def test_a_better_model_reads_better_and_the_order_of_files_is_kept(tmp_path, photo):
+    files = [tmp_path / f"{name}.png" for name in "cab"]
+    for i, file in enumerate(files):
+        write_image(photo[:, : 40 + 4 * i], file)
+    assert [s.image for s in evaluate(Bicubic(), files)] == ["c", "a", "b"]
+
+
+@pytest.mark.parametrize("size", [(19, 40), (40, 16), (3, 3)])
+def test_an_image_too_small_for_ssim_is_named(tmp_path, size):
+    path = tmp_path / "tiny.png"
+    write_image(torch.rand(3, *size), path)
+    with pytest.raises(SrlabError, match=r"tiny\.png is too small .* needs 19 pixels a side"):
+        evaluate(Bicubic(), [path])
+
+
+def test_the_smallest_image_that_can_be_scored(tmp_path):
+    path = tmp_path / "small.png"
+    write_image(torch.rand(3, 20, 23), path)
+    assert len(evaluate(Bicubic(), [path])) == 1
+
+
+def test_mean_is_of_the_decibels():
+    scores = [Score("a", 20, 0.5), Score("b", 40, 0.9)]
+    assert mean(scores) == Score("mean", 30, 0.7)
+
+
+def test_csv_keeps_every_digit(tmp_path):
+    scores = [Score("a, b", 27.123456789012345, 1 / 3), Score("köln", math.inf, 1.0)]
+    write_csv(scores, tmp_path / "new" / "scores.csv")
+    with open(tmp_path / "new" / "scores.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [row["image"] for row in rows] == [*(f.stem for f in files), "mean"]
-    assert float(rows[0]["psnr"]) == scores[0].psnr
-    assert float(rows[-1]["ssim"]) == protocol.mean(scores).ssim
-
-
-def test_a_picture_too_small_for_ssim_is_named(tmp_path):
-    write_image(torch.rand(3, 16, 64), tmp_path / "tiny.png")
-    with pytest.raises(SrlabError, match=r"tiny\.png is too small"):
-        evaluate(Bicubic(), [tmp_path / "tiny.png"])
+    back = [Score(r["image"], float(r["psnr"]), float(r["ssim"])) for r in rows]
+    assert back == [*scores, mean(scores)]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"channel": "luma"}, "'y' or 'rgb'"), ({"grey": "y"}, "'luma'"), ({"shave": -1}, "negative")],
+    [
+        ({"channel": "Y"}, "channel must be 'y' or 'rgb', got 'Y'"),
+        ({"grey": "yes"}, "grey must be 'luma' or 'rgb', got 'yes'"),
+        ({"shave": -1}, "shave must not be negative, got -1"),
+    ],
 )
-def test_bad_choices(options, message):
+def test_impossible_protocols(options, message):
     with pytest.raises(ValueError, match=message):
         Protocol(**options)
+
+
+def test_the_default_is_the_published_protocol():
+    assert Protocol("y", 4, True, True, "luma") == PUBLISHED

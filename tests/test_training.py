@@ -262,19 +262,20 @@ def test_schedule(kind):
         assert 0 < rates[109] < 2e-4
 
 
-def test_the_average_follows_the_weights_and_copies_the_statistics():
+def test_the_average_follows_the_weights_and_the_statistics():
     network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
     average = loop.moving_average(network, 0.23, torch.device("cpu"))
-    expected = None
+    weight_average = mean_average = 0.0
     for n, weight in enumerate([3.0, 5.0, -4.0, 2.0]):
         nn.init.constant_(network[0].weight, weight)
         network(torch.randn(4, 1))
         average.update_parameters(network)
         d = [0, 2 / 11, 0.23, 0.23][n]  # the first is a copy; then (1 + n) / (10 + n), if smaller
-        expected = d * (expected or 0) + (1 - d) * weight
-        assert average.module[0].weight.item() == pytest.approx(expected)
-        for name, value in network[1].named_buffers():
-            assert torch.equal(average.module[1].get_buffer(name), value)
+        weight_average = d * weight_average + (1 - d) * weight
+        mean_average = d * mean_average + (1 - d) * network[1].running_mean.item()
+        assert average.module[0].weight.item() == pytest.approx(weight_average)
+        assert average.module[1].running_mean.item() == pytest.approx(mean_average)
+        assert average.module[1].num_batches_tracked == n + 1
     assert not average.module.training
 
 

@@ -1,49 +1,143 @@
-"""Tiled upscaling gives what the network gives in one piece."""
+"""srlab.evaluation.upscale: tiles leave no trace in the picture, nor in the model."""
 
 import pytest
 import torch
+from torch.testing import assert_close
 
+from srlab.errors import SrlabError
 from srlab.evaluation.upscale import upscale
 from srlab.models.generators import Bicubic, SRResNet
 
 
-@pytest.fixture(scope="module")
-def srresnet():
-    """Batch-norm statistics far from their start, so that a forgotten border would show."""
+def trained(n_blocks=1, scale=4):
+    """An SRResNet in training mode that batch norm has seen some images in."""
     torch.manual_seed(0)
-    model = SRResNet(2, 8)
-    for _ in range(3):
-        model.train()(2 * torch.rand(4, 3, 16, 16) - 0.5)
-    return model.eval()
+    network = SRResNet(n_blocks, n_features=6, scale=scale)
+    with torch.no_grad():
+        for _ in range(5):
+            network(torch.rand(4, 3, 12, 12) ** 2 - 0.3)
+    assert all((m.running_var - 1).abs().min() > 0.01 for m in norms(network))
+    return network
 
 
-@pytest.mark.parametrize("size", [(37, 53), (1, 70), (70, 1), (16, 16), (5, 4), (48, 47)])
-@pytest.mark.parametrize("tile", [16, 24])
-def test_tiled_equals_untiled(srresnet, size, tile):
-    lr = torch.rand(1, 3, *size)
-    for model in (srresnet, Bicubic()):
-        whole = upscale(model, lr, tile=None)
-        assert whole.shape == (1, 3, 4 * size[0], 4 * size[1])
-        torch.testing.assert_close(upscale(model, lr, tile), whole, atol=1e-5, rtol=0)
+def norms(network):
+    return [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
 
 
-def test_one_picture_and_a_batch(srresnet):
-    lr = torch.rand(2, 3, 20, 30)
-    batch = upscale(srresnet, lr, tile=16)
-    torch.testing.assert_close(upscale(srresnet, lr[1], tile=16), batch[1], atol=1e-5, rtol=0)
+def image(*shape, dtype=torch.float32):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+MODELS = {"srresnet": trained, "srresnet x2": lambda: trained(2, scale=2), "bicubic": Bicubic}
+
+# LR height and width, tile: odd sizes, tiles that divide them or don't, tiles smaller than what
+# the network sees, images smaller than a tile, and images one pixel wide or high.
+CASES = [
+    ((37, 53), 16),
+    ((32, 48), 16),
+    ((33, 31), 32),
+    ((9, 14), 4),
+    ((5, 40), 24),
+    ((1, 45), 20),
+    ((45, 1), 20),
+    ((7, 9), 16),
+    ((7, 9), 256),
+]
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
+@pytest.mark.parametrize(("size", "tile"), CASES)
+def test_tiled_equals_untiled(make, size, tile):
+    """In double precision, where a border one pixel too narrow would show."""
+    network = make().double()
+    lr = image(1, 3, *size, dtype=torch.float64)
+    with torch.no_grad():
+        whole = network.eval()(lr)
+    assert_close(upscale(network, lr, tile), whole, atol=1e-11, rtol=0)
+    assert_close(upscale(network, lr, None), whole)
+
+
+def test_tiled_equals_untiled_in_single_precision():
+    network, lr = trained(), image(1, 3, 37, 53)
+    with torch.no_grad():
+        whole = network.eval()(lr)
+    assert_close(upscale(network, lr, 16), whole, atol=1e-5, rtol=0)
+
+
+def test_a_border_that_is_too_narrow_would_show():
+    network, lr = trained().double(), image(1, 3, 37, 53, dtype=torch.float64)
+    whole = upscale(network, lr, None)
+    network.receptive_radius -= 1
+    assert (upscale(network, lr, 16) - whole).abs().max() > 1e-9
+
+
+def test_batches_and_single_images():
+    network, batch = trained(), image(3, 3, 21, 30)
+    together = upscale(network, batch, 16)
+    assert together.shape == (3, 3, 84, 120)
+    for i in range(3):
+        alone = upscale(network, batch[i], 16)
+        assert alone.shape == (3, 84, 120)
+        assert_close(alone, together[i], atol=1e-5, rtol=0)
+
+
+class Watched(Bicubic):
+    """Notes what it is given and in which mode."""
+
+    receptive_radius = 5
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.modes = [], []
+
+    def forward(self, lr):
+        self.seen.append(max(lr.shape[-2:]))
+        self.modes.append(self.training)
+        return super().forward(lr)
+
+
+def test_memory_depends_on_the_tile_not_on_the_image():
+    network = Watched()
+    upscale(network, image(3, 90, 130), 20)
+    assert max(network.seen) == 20 + 2 * 5
+    assert len(network.seen) == 5 * 7
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_runs_in_evaluation_mode_and_leaves_the_mode_as_it_was(srresnet, training):
-    lr = torch.rand(1, 3, 20, 20)
-    expected = upscale(srresnet, lr)
-    before = {name: t.clone() for name, t in srresnet.state_dict().items()}
-    srresnet.train(training)
-    torch.testing.assert_close(upscale(srresnet, lr, tile=8), expected, atol=1e-5, rtol=0)
-    assert srresnet.training is training
-    assert all(torch.equal(t, before[name]) for name, t in srresnet.state_dict().items())
-    srresnet.eval()
+@pytest.mark.parametrize("tile", [4, None])
+def test_runs_in_evaluation_mode_and_leaves_the_mode_as_it_was(training, tile):
+    network = Watched().train(training)
+    upscale(network, image(3, 9, 9), tile)
+    assert not any(network.modes)
+    assert network.training == training
 
 
-def test_no_gradients_are_kept(srresnet):
-    assert not upscale(srresnet, torch.rand(1, 3, 8, 8)).requires_grad
+def test_layers_frozen_in_evaluation_mode_stay_frozen():
+    network = trained()
+    frozen, *others = norms(network)
+    frozen.eval()
+    upscale(network, image(3, 9, 9))
+    assert not frozen.training
+    assert network.training
+    assert all(norm.training for norm in others)
+
+
+def test_the_mode_comes_back_after_an_error():
+    network = trained()
+    with pytest.raises(RuntimeError):
+        upscale(network, image(4, 9, 9))  # four channels
+    assert network.training
+
+
+def test_neither_statistics_nor_gradients_are_touched():
+    network = trained()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    sr = upscale(network, image(3, 20, 20).requires_grad_(), 8)
+    assert not sr.requires_grad
+    assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
+
+
+@pytest.mark.parametrize("tile", [0, -5])
+def test_a_tile_needs_a_side(tile):
+    with pytest.raises(SrlabError, match=f"tile must be at least 1 pixel, got {tile}"):
+        upscale(Bicubic(), image(3, 9, 9), tile)

@@ -217,19 +217,23 @@ def schedule(
 
 
 def moving_average(generator: nn.Module, decay: float, device: torch.device) -> AveragedModel:
-    """Exponential moving average of the weights; batch norm's statistics are copied as they are.
+    """Exponential moving average of the weights, and of batch norm's statistics with them.
 
-    The decay rises with the number of updates n, min(decay, (1 + n) / (10 + n)), so that a short
-    run's average forgets the random start.
+    (Statistics of this very moment do not fit weights that are an average over many.) The decay
+    rises with the number of updates n, min(decay, (1 + n) / (10 + n)), so that a short run's
+    average forgets the random start.
     """
 
     def update(averages: list[Tensor], weights: list[Tensor], n: Tensor) -> None:
+        if not averages[0].is_floating_point():  # batch norm's counter of batches
+            return torch._foreach_copy_(averages, weights)
         d = torch.minimum((1 + n) / (10 + n), torch.full_like(n, decay, dtype=torch.float32))
         # A fabric of true half or double precision has turned the weights, but not the averages.
         weights = [w.to(a.dtype) for w, a in zip(weights, averages, strict=True)]
         torch._foreach_lerp_(averages, weights, (1 - d).item())
 
-    return AveragedModel(generator, device, multi_avg_fn=torch.no_grad()(update)).eval()
+    update = torch.no_grad()(update)
+    return AveragedModel(generator, device, multi_avg_fn=update, use_buffers=True).eval()
 
 
 @contextmanager

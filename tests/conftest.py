@@ -1,0 +1,43 @@
+"""What several test files share: a photograph, and a bicubic resize that is not ours."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from srlab.datasets import find
+
+
+@pytest.fixture(scope="session")
+def photo():
+    """(3, 96, 128) float32 RGB in [0, 1] on the 8-bit grid: the eyes of scikit-image's cat."""
+    with Image.open(find("photos-valid")[0]) as cat:
+        pixels = np.array(cat.convert("RGB"))[64:160, 120:248]
+    return torch.from_numpy(pixels).permute(2, 0, 1) / 255
+
+
+@pytest.fixture(scope="session")
+def pillow_bicubic():
+    """(H, W) array, scale -> (ceil(H * scale), ceil(W * scale)) array, as MATLAB's imresize.
+
+    Pillow's BICUBIC has the same kernel (a = -1/2) and the same antialiasing, but drops what lies
+    beyond the border. So the image is mirrored outwards first, and the surroundings are cut off
+    again. Pillow scales by the ratio of the sizes: they are padded until that is exactly `scale`.
+    """
+
+    def resize(array, scale):
+        ratio = Fraction(scale).limit_denominator(1000)
+        per = ratio.denominator
+        before = per * math.ceil(20 / per)
+        padding = [(before, before + -n % per) for n in array.shape]
+        padded = np.pad(array, padding, mode="symmetric").astype(np.float32)
+        h, w = (int(n * ratio) for n in padded.shape)
+        whole = np.asarray(Image.fromarray(padded).resize((w, h), Image.Resampling.BICUBIC))
+        start = int(before * ratio)
+        rows, columns = (start + math.ceil(n * ratio) for n in array.shape)
+        return whole[start:rows, start:columns]
+
+    return resize
