@@ -8,9 +8,16 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from srlab.models.blocks import ResidualBlock, UpsampleBlock, icnr_
+from srlab.models.blocks import (
+    FUSIONS,
+    DenseBlock,
+    FusionConv,
+    ResidualBlock,
+    UpsampleBlock,
+    icnr_,
+)  # fmt: skip
 from srlab.models.critics import Discriminator
-from srlab.models.generators import Bicubic, SRResNet
+from srlab.models.generators import WDRN, Bicubic, SRResNet, fold
 
 
 @pytest.fixture(autouse=True)
@@ -63,8 +70,64 @@ def test_icnr_refuses_channels_that_do_not_divide():
         icnr_(torch.empty(10, 3, 3, 3), 2)
 
 
+def expected_join(fusion, sources, weights):
+    if fusion.endswith("concat"):
+        return torch.cat([w * s for w, s in zip(weights, sources, strict=True)], dim=1)
+    return torch.stack([w * s for w, s in zip(weights, sources, strict=True)]).sum(0)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_fusion_conv_joins_its_sources_then_convolves(fusion):
+    conv = FusionConv([3, 3, 3], 2, 3, fusion).double()
+    sources = list(torch.randn(3, 2, 3, 5, 6, dtype=torch.float64))
+    weights = torch.ones(3)
+    if fusion in ("scaled-sum", "weighted-concat"):
+        assert torch.equal(conv.weights.detach().float(), weights)  # starts as the unweighted kind
+        weights = torch.tensor([0.5, -1.0, 2.0])
+        conv.weights.data.copy_(weights)
+    else:
+        assert conv.weights is None
+    joined = expected_join(fusion, sources, weights)
+    assert_close(conv(sources), F.conv2d(joined, conv.conv.weight, conv.conv.bias, padding=1))
+
+
+@pytest.mark.parametrize(
+    ("channels", "fusion", "message"),
+    [
+        ([4, 4], "weighted", "unknown fusion 'weighted': choose one of sum, scaled-sum, concat"),
+        ([4, 8], "sum", r"sum needs sources of one width, got \(4, 8\)"),
+    ],
+)
+def test_impossible_fusions(channels, fusion, message):
+    with pytest.raises(ValueError, match=message):
+        FusionConv(channels, 4, 1, fusion)
+
+
+def test_a_dense_block_hands_every_map_to_every_later_layer():
+    """Layer by layer by hand; weighted concatenation, two layers."""
+    block = jittered(DenseBlock(4, growth=3, n_layers=2)).double()
+    x = torch.randn(2, 4, 6, 5, dtype=torch.float64)
+    p = dict(block.named_parameters())
+
+    def layer(name, sources, padding):
+        joined = expected_join("concat", sources, p[f"{name}.0.weights"])
+        return F.conv2d(joined, p[f"{name}.0.conv.weight"], p[f"{name}.0.conv.bias"], 1, padding)
+
+    a = F.prelu(layer("layers.0", [x], 1), p["layers.0.2.weight"])
+    b = F.prelu(layer("layers.1", [x, a], 1), p["layers.1.2.weight"])
+    assert a.shape[1] == b.shape[1] == 3
+    assert_close(block(x), x + layer("fuse", [x, a, b], 0))
+
+
+def dense(fusion, batch_norm=False):
+    return lambda width: DenseBlock(width, 3, 2, fusion, batch_norm)
+
+
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("block", [ResidualBlock, UpsampleBlock])
+@pytest.mark.parametrize(
+    "block",
+    [ResidualBlock, UpsampleBlock, *[dense(f) for f in FUSIONS], dense("weighted-concat", True)],
+)
 def test_gradients_of_blocks(block, training):
     network = jittered(block(2)).double().train(training)
     x = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
@@ -93,8 +156,68 @@ def test_srresnet_has_the_layers_of_figure_4():
     assert all(c.stride == (1, 1) and c.kernel_size[0] == 2 * c.padding[0] + 1 for c in convs)
 
 
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_all_kinds_of_wdrn_are_as_large_as_srresnet(fusion):
+    assert n_parameters(WDRN(fusion=fusion)) == pytest.approx(734_219, rel=0.013)
+    assert len(WDRN(fusion=fusion).blocks) == 5
+
+
+def test_wdrn_has_the_head_and_the_tail_of_srgan():
+    """What is not dense block or fusion has SRResNet's layers."""
+    shapes = [
+        [tuple(p.shape) for part in (g.head, g.upsample, g.tail) for p in part.parameters()]
+        for g in (WDRN(), SRResNet())
+    ]
+    assert shapes[0] == shapes[1]
+
+
+def test_wdrn_joins_the_outputs_of_all_blocks():
+    """Cut off one block's way into the fusion: the picture changes, whichever block it was."""
+    generator = WDRN(n_blocks=3, n_layers=1, n_features=4, growth=2).eval()
+    lr = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        whole = generator(lr)
+        for source in range(4):
+            generator.fuse[0].weights[source] = 0
+            assert not torch.allclose(generator(lr), whole, atol=1e-5)
+            generator.fuse[0].weights[source] = 1
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: SRResNet(2, 8),
+        *[
+            lambda f=f, b=b: WDRN(2, 2, 8, 4, fusion=f, batch_norm=b)
+            for f in FUSIONS
+            for b in (False, True)
+        ],
+    ],
+)
+def test_folding_changes_the_work_and_not_the_picture(build):
+    generator = jittered(build()).eval()
+    before = {name: t.clone() for name, t in generator.state_dict().items()}
+    folded = fold(generator)
+    lr = torch.rand(2, 3, 12, 10)
+    with torch.no_grad():
+        sr = generator(lr)
+        # jittered() leaves outputs in the hundreds: 1e-5 of what a picture's range would be.
+        assert_close(folded(lr) / sr.abs().max(), sr / sr.abs().max(), rtol=0, atol=1e-5)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    joins = [m for m in folded.modules() if isinstance(m, FusionConv) and m.concatenates]
+    assert all(m.weights is None for m in joins)
+    assert n_parameters(folded) <= n_parameters(generator)
+    # It can be built again from its description, and the original is as it was.
+    rebuilt = type(folded)(**folded.options).eval()
+    rebuilt.load_state_dict(folded.state_dict())
+    with torch.no_grad():
+        assert torch.equal(rebuilt(lr), folded(lr))
+    assert all(torch.equal(t, before[name]) for name, t in generator.state_dict().items())
+
+
 def generators(scale):
-    return [SRResNet(n_blocks=1, n_features=4, scale=scale), Bicubic(scale)]
+    dense = [WDRN(1, 2, 4, 3, fusion=fusion, scale=scale) for fusion in ("sum", "weighted-concat")]
+    return [SRResNet(n_blocks=1, n_features=4, scale=scale), *dense, Bicubic(scale)]
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
@@ -108,9 +231,10 @@ def test_generators_enlarge_by_their_scale(scale):
 
 
 @pytest.mark.parametrize("scale", [1, 3, 16])
-def test_srresnet_refuses_other_scales(scale):
+@pytest.mark.parametrize("network", [SRResNet, WDRN])
+def test_other_scales_are_refused(network, scale):
     with pytest.raises(ValueError, match=f"scale must be 2, 4 or 8, got {scale}"):
-        SRResNet(scale=scale)
+        network(scale=scale)
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
@@ -128,7 +252,7 @@ def test_receptive_radius_is_how_far_gradients_reach(scale):
             (gradient,) = torch.autograd.grad(sr[0, :, j, j].sum(), lr, retain_graph=True)
             touched = gradient[0].abs().sum(0).nonzero() - middle
             reach = max(reach, int(touched.abs().max()))
-        if isinstance(generator, SRResNet) and scale == 8:
+        if scale == 8 and not isinstance(generator, Bicubic):
             assert reach <= radius  # rounded up at each of three sizes
         else:
             assert reach == radius

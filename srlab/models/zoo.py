@@ -15,15 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from srlab.errors import SrlabError
-from srlab.models.generators import Bicubic, SRResNet
+from srlab.models.generators import WDRN, Bicubic, SRResNet
 
-CLASSES = {cls.__name__: cls for cls in (Bicubic, SRResNet)}
+CLASSES = {cls.__name__: cls for cls in (Bicubic, SRResNet, WDRN)}
 
 # Names that `srlab train` and `build` know: class and options.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bicubic": {"class": "Bicubic", "scale": 4},
     "srresnet": {"class": "SRResNet", "n_blocks": 5, "n_features": 64, "scale": 4},
     "srresnet-16": {"class": "SRResNet", "n_blocks": 16, "n_features": 64, "scale": 4},
+    "wdrn": {"class": "WDRN", "fusion": "weighted-concat", "scale": 4},
+    "wdrn-concat": {"class": "WDRN", "fusion": "concat", "scale": 4},
+    "wdrn-scaled-sum": {"class": "WDRN", "fusion": "scaled-sum", "scale": 4},
+    "wdrn-sum": {"class": "WDRN", "fusion": "sum", "scale": 4},
 }
 
 # The prefix under which a training checkpoint keeps the weights that should be used.
