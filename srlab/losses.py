@@ -1,8 +1,13 @@
-"""Losses of both players. Every function returns a scalar tensor, the mean over its input.
+"""Losses of both players. Every loss is a scalar tensor, the mean over its input.
 
-Images are (N, 3, H, W) RGB in [0, 1]; scores are a critic's raw output (logits), any shape.
+Images are (N, 3, H, W) RGB in [0, 1]; scores are a critic's raw output, one a picture or one a
+patch, of any shape. For BCE and the relativistic loss a score is a logit; for Wasserstein it is
+just a number.
 """
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,3 +36,66 @@ def bce_critic(real: Tensor, fake: Tensor) -> Tensor:
 def bce_generator(fake: Tensor) -> Tensor:
     """The generator's non-saturating adversarial loss: -log D(fake), as in SRGAN's equation 5."""
     return -F.logsigmoid(fake).mean()
+
+
+def relativistic_critic(real: Tensor, fake: Tensor) -> Tensor:
+    """Relativistic average: a real picture should look more real than the average fake does.
+
+    Binary cross-entropy on score differences, :func:`bce_critic` of real - E[fake] and fake -
+    E[real]. Jolicoeur-Martineau 2018, arXiv:1807.00734; ESRGAN (Wang et al. 2018) halves it.
+    """
+    return bce_critic(real - fake.mean(), fake - real.mean())
+
+
+def relativistic_generator(real: Tensor, fake: Tensor) -> Tensor:
+    """The generator's side of the relativistic average loss: the same with the roles exchanged."""
+    return bce_critic(fake - real.mean(), real - fake.mean())
+
+
+def wasserstein_critic(real: Tensor, fake: Tensor) -> Tensor:
+    """E[D(fake)] - E[D(real)]: minus the critic's estimate of the distance, up to its slope.
+
+    For a critic of slope at most 1, its negative is a lower bound of the Wasserstein distance W1
+    between real and fake pictures, and a critic of slope at most K stretches it by K. It has no
+    bound of its own: more negative means that the two are easier to tell apart. Arjovsky et al.
+    2017, arXiv:1701.07875.
+    """
+    return fake.mean() - real.mean()
+
+
+def wasserstein_generator(fake: Tensor) -> Tensor:
+    """-E[D(fake)]."""
+    return -fake.mean()
+
+
+def gradient_norms(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
+    """Slope of the critic at a random place between each real picture and its fake.
+
+    The norm is that of the *whole* gradient of one picture, over channels, rows and columns
+    together; a norm per pixel (taken over the channels only) is a common mistake and bounds
+    something else. Computed in 32 bits (or more), also under autocast: the second derivative of a
+    half-precision gradient is mostly noise.
+
+    Args:
+        critic: any function of an image batch; a patch critic's scores are averaged per picture.
+        real, fake: (N, 3, H, W) in [0, 1]. Neither gets a gradient from this.
+
+    Returns:
+        (N,), differentiable with respect to the critic's parameters.
+    """
+    mix = torch.rand(real.shape[0], 1, 1, 1, device=real.device, dtype=real.dtype)
+    between = torch.lerp(fake.detach().to(real.dtype), real.detach(), mix).requires_grad_()
+    with torch.autocast(real.device.type, enabled=False), torch.enable_grad():
+        scores = critic(between).reshape(len(between), -1).mean(dim=1)
+        (gradient,) = torch.autograd.grad(scores.sum(), between, create_graph=True)
+    return gradient.flatten(1).norm(2, dim=1)
+
+
+def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
+    """E[(|gradient| - 1)^2], to be weighted with lambda = 10.
+
+    Gulrajani et al. 2017, arXiv:1704.00028, equation 3. The critic must not hold batch norm: with
+    it a picture's score depends on the rest of the batch, and there is no gradient of one picture.
+    See :func:`gradient_norms`.
+    """
+    return (gradient_norms(critic, real, fake) - 1).square().mean()

@@ -59,3 +59,100 @@ def test_gradients():
     assert torch.autograd.gradcheck(losses.bce_generator, (a,))
     assert torch.autograd.gradcheck(losses.pixel, (a, b, "l1"))
     assert torch.autograd.gradcheck(losses.pixel, (a, b, "mse"))
+
+
+def test_relativistic_average_by_its_definition():
+    """Equations 8 and 9 of Jolicoeur-Martineau 2018 with f1 = -log sigmoid, written out."""
+    real, fake = scores(6, 1), scores(6, 1, seed=1)
+    d_real = torch.sigmoid(real - fake.mean())  # more real than the average fake
+    d_fake = torch.sigmoid(fake - real.mean())
+    critic = -(d_real.log().mean() + (1 - d_fake).log().mean())
+    generator = -(d_fake.log().mean() + (1 - d_real).log().mean())
+    assert_close(losses.relativistic_critic(real, fake), critic)
+    assert_close(losses.relativistic_generator(real, fake), generator)
+    assert torch.autograd.gradcheck(
+        losses.relativistic_critic, (real.requires_grad_(), fake.requires_grad_())
+    )
+    assert torch.autograd.gradcheck(losses.relativistic_generator, (real, fake))
+
+
+def test_the_best_critic_of_slope_one_reads_the_exact_distance():
+    """In one dimension scipy computes W1; for these two sets the best critic is -|x - 1|."""
+    from scipy.stats import wasserstein_distance
+
+    real = torch.tensor([0.8, 1.0, 1.2], dtype=torch.float64)
+    fake = torch.tensor([-1.0, 1.5, 4.0], dtype=torch.float64)
+    distance = wasserstein_distance(real, fake)
+
+    def critic(x):  # it may know both sets; its slope is 1 everywhere
+        return -(x - 1).abs()
+
+    estimate = -losses.wasserstein_critic(critic(real), critic(fake))
+    assert estimate <= distance + 1e-12
+    shifted = -losses.wasserstein_critic(real + 7, real)  # critic(x) = x, moved by 7: exact
+    assert_close(float(shifted), wasserstein_distance(real + 7, real))
+    assert_close(float(losses.wasserstein_generator(fake)), -1.5)
+    a, b = scores(4, 1).requires_grad_(), scores(4, 1, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(losses.wasserstein_critic, (a, b))
+    assert torch.autograd.gradcheck(losses.wasserstein_generator, (a,))
+
+
+def pictures(n=3, size=4):
+    random = torch.Generator().manual_seed(2)
+    return torch.rand(2, n, 3, size, size, generator=random, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("as_patches", [False, True])
+def test_the_penalty_of_a_linear_critic_is_exact(as_patches):
+    """D(x) = <w, x> has the gradient w everywhere, so the penalty is (|w| - 1)^2.
+
+    Taken per pixel over the channels, as several repositories do, it would be another number.
+    """
+    real, fake = pictures()
+    w = scores(3, 4, 4)
+
+    def critic(x):
+        products = (x * w).flatten(1)
+        # A patch critic's score is the mean over its patches.
+        return products * products.shape[1] if as_patches else products.sum(1, keepdim=True)
+
+    assert_close(losses.gradient_norms(critic, real, fake), w.norm().expand(3))
+    assert_close(losses.gradient_penalty(critic, real, fake), (w.norm() - 1).square())
+
+
+def test_the_penalty_is_measured_between_real_and_fake():
+    """D(x) = |x|^2 / 2 has the gradient x: the norms tell where it was measured."""
+    real, fake = torch.zeros(500, 3, 1, 1), torch.full((500, 3, 1, 1), 1 / math.sqrt(3))
+    torch.manual_seed(0)
+    where = losses.gradient_norms(lambda x: x.square().flatten(1).sum(1) / 2, real, fake)
+    assert 0 <= where.min() < 0.02
+    assert 0.98 < where.max() <= 1
+    assert where.mean().item() == pytest.approx(0.5, abs=0.05)  # uniformly in between
+
+
+def test_the_penalty_teaches_the_critic_by_its_second_derivative():
+    real, fake = pictures()
+    critic = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 2, 3), torch.nn.Softplus(), torch.nn.Flatten(), torch.nn.Linear(8, 1)
+    ).double()
+    names = list(dict(critic.named_parameters()))
+
+    def penalty(*values):
+        torch.manual_seed(1)
+        named = dict(zip(names, values, strict=True))
+        return losses.gradient_penalty(
+            lambda x: torch.func.functional_call(critic, named, x), real, fake
+        )
+
+    assert torch.autograd.gradcheck(penalty, tuple(critic.parameters()))
+    assert real.grad is None and not fake.requires_grad
+
+
+def test_the_penalty_ignores_autocast():
+    real, fake = pictures().float()
+    critic = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Tanh(), torch.nn.Flatten())
+    torch.manual_seed(1)
+    expected = losses.gradient_norms(critic, real, fake)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert torch.equal(losses.gradient_norms(critic, real, fake), expected)
