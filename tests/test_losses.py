@@ -145,7 +145,8 @@ def test_the_penalty_teaches_the_critic_by_its_second_derivative():
         )
 
     assert torch.autograd.gradcheck(penalty, tuple(critic.parameters()))
-    assert real.grad is None and not fake.requires_grad
+    assert real.grad is None
+    assert not fake.requires_grad
 
 
 def test_the_penalty_ignores_autocast():

@@ -26,7 +26,7 @@ from srlab.models.critics import Discriminator
 from srlab.models.generators import SRResNet
 from srlab.patches import PatchBank
 from srlab.training import loop
-from srlab.training.config import AdversarialConfig, PretrainConfig
+from srlab.training.config import AdversarialConfig, ConfigError, PretrainConfig
 from srlab.training.monitor import TrainingDiverged, read_log
 from srlab.training.state import CheckpointError, load_checkpoint
 
@@ -520,3 +520,182 @@ def test_a_run_stopped_on_a_gpu_goes_on_there_and_on_a_cpu(tmp_path, name):
 
 if __name__ == "__main__":
     die_at_step_8(Path(sys.argv[1]))
+
+
+# --- The other games ------------------------------------------------------------------------------
+
+
+def plain_critic(spectral=False):
+    """Without batch norm; any module that gives scores will do."""
+    torch.manual_seed(2)
+    layers = [nn.Conv2d(3, 4, 3, 2), nn.LeakyReLU(0.2), nn.Conv2d(4, 1, 3, 2), nn.Flatten()]
+    if spectral:
+        spectral_norm = torch.nn.utils.parametrizations.spectral_norm
+        layers = [spectral_norm(m) if isinstance(m, nn.Conv2d) else m for m in layers]
+    return nn.Sequential(*layers)
+
+
+GAMES = {
+    "bce": {},
+    "relativistic": {"adversarial": "relativistic"},
+    "clip": {"adversarial": "wasserstein", "lipschitz": "clip"},
+    "gradient penalty": {"adversarial": "wasserstein", "lipschitz": "gradient-penalty"},
+    "spectral": {"adversarial": "wasserstein", "lipschitz": "spectral"},
+}
+
+
+@pytest.mark.parametrize("game", ["relativistic", "gradient penalty", "clip"])
+def test_other_games_are_plain_pytorch_too(tmp_path, game):
+    """Two critic steps to one of the generator, written out by the papers."""
+    weight, rate = 0.1, 1e-3
+    g, c, bank = make_generator().double(), plain_critic().double(), make_bank()
+    g_optimizer = torch.optim.Adam(g.parameters(), rate)
+    c_optimizer = torch.optim.Adam(c.parameters(), 2 * rate, betas=(0.0, 0.9))
+    bce = F.binary_cross_entropy_with_logits
+
+    def relativistic(a, b):
+        one = torch.ones_like(a)
+        return bce(a - b.mean(), one) + bce(b - a.mean(), 0 * one)
+
+    torch.manual_seed(9)
+    for _ in range(2):
+        for _ in range(2):
+            lr, hr = (t.double() for t in bank.batch(2, 8))
+            sr = g(lr)
+            real, fake = c(hr), c(sr.detach())
+            wasserstein = fake.mean() - real.mean()
+            loss = relativistic(real, fake) if game == "relativistic" else wasserstein
+            if game == "gradient penalty":
+                mix = torch.rand(2, 1, 1, 1).double()
+                x = (mix * hr + (1 - mix) * sr.detach()).requires_grad_()
+                (slope,) = torch.autograd.grad(c(x).mean(1).sum(), x, create_graph=True)
+                loss = loss + 10 * ((slope.square().sum((1, 2, 3)).sqrt() - 1) ** 2).mean()
+            c_optimizer.zero_grad()
+            loss.backward()
+            c_optimizer.step()
+            if game == "clip":
+                for p in c.parameters():
+                    p.data.clamp_(-0.05, 0.05)
+        loss = relativistic(c(sr), c(hr)) if game == "relativistic" else -c(sr).mean()
+        g_optimizer.zero_grad()
+        (F.l1_loss(sr, hr) + weight * loss).backward()
+        g_optimizer.step()
+
+    generator, critic = make_generator(), plain_critic()
+    # The penalty draws where it is measured in the images' own precision.
+    draw = torch.rand
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "rand", lambda *s, **k: draw(*s, **k | {"dtype": None}).double())
+        torch.manual_seed(9)
+        train(
+            "adversarial", tmp_path, generator=generator, critic=critic, fabric=cpu("64-true"),
+            steps=2, warmup_steps=0, schedule="constant", content="l1", critic_steps=2,
+            generator_lr=rate, critic_lr=2 * rate, critic_betas=(0.0, 0.9), clip_value=0.05,
+            adversarial_weight=weight, validate_every=0, log_every=2, **GAMES[game],
+        )  # fmt: skip
+    assert_close(generator.state_dict(), g.state_dict(), **CLOSE)
+    assert_close(critic.state_dict(), c.state_dict(), **CLOSE)
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_every_game_logs_what_it_measures_and_resumes(tmp_path, game):
+    spectral = game == "spectral"
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    settings = GAMES[game] | {"critic_steps": 2}
+    train("adversarial", whole, critic=plain_critic(spectral), **settings)
+    train(
+        "adversarial", broken, critic=plain_critic(spectral), bank=at_batch(9, ctrl_c), **settings
+    )
+    train("adversarial", broken, critic=plain_critic(spectral), **settings)
+    assert_same_run(whole, broken)
+    log = read_log(whole / "log.csv")
+    common = {"critic_loss", "real", "fake", "gap", "content", "adversarial"}
+    extra = {"bce": {"d_real", "d_fake"}, "gradient penalty": {"penalty", "gradient_norm"}}
+    wasserstein = {"gradient_norm"} if game in ("clip", "spectral") else set()
+    assert log.keys() == common | extra.get(game, wasserstein)
+    for real, fake, gap in zip(*(log[n][1] for n in ("real", "fake", "gap")), strict=True):
+        assert gap == pytest.approx(real - fake, abs=1e-5)
+
+
+def test_clipped_weights_stay_in_their_box(tmp_path):
+    critic = plain_critic()
+    train("adversarial", tmp_path, critic=critic, clip_value=0.02, critic_lr=0.1, **GAMES["clip"])
+    assert max(p.abs().max().item() for p in critic.parameters()) == pytest.approx(0.02)
+
+
+def test_the_critic_is_trained_until_its_gap_suffices(tmp_path):
+    """A gap that any critic has already: one turn. One that none will reach: all turns."""
+    for gap, turns in ((-1e9, 1), (1e9, 3)):
+        folder = tmp_path / str(turns)
+        bank = make_bank()
+        draw, drawn = bank.batch, []
+        bank.batch = lambda *a, draw=draw, drawn=drawn: drawn.append(a) or draw(*a)
+        train("adversarial", folder, bank=bank, critic_gap=gap, critic_steps=3)
+        assert set(read_log(folder / "log.csv")["turns"][1]) == {turns}
+        assert len(drawn) == 12 * turns
+
+
+def test_what_is_pre_trained_in_the_critic_learns_at_its_own_rate(tmp_path):
+    """By Adam's first step, which moves every weight by its learning rate."""
+
+    class OnTrunk(nn.Sequential):
+        def trunk_parameters(self):
+            return self[0].parameters()
+
+    critic = OnTrunk(*plain_critic())
+    critic[2].bias.requires_grad_(False)
+    before = deepcopy(critic.state_dict())
+    settings = {"warmup_steps": 0, "critic_lr": 1e-2, "trunk_lr": 1e-4, "validate_every": 0}
+    train("adversarial", tmp_path, critic=critic, steps=1, log_every=1, **settings)
+    step = {n: (p - before[n]).abs().max().item() for n, p in critic.named_parameters()}
+    assert step["0.weight"] == pytest.approx(1e-4, rel=0.01)
+    assert step["2.weight"] == pytest.approx(1e-2, rel=0.01)
+    assert step["2.bias"] == 0
+
+
+def test_the_perceptual_loss_has_its_weight(tmp_path):
+    """A perceptual loss that is the pixel loss in disguise: the sum of both weights counts."""
+
+    class Pixels(nn.Module):
+        def forward(self, sr, hr):
+            return F.l1_loss(sr, hr)
+
+    results = []
+    for weights in ({"content_weight": 3.0}, {"content_weight": 1.0, "perceptual_weight": 2.0}):
+        generator = make_generator()
+        perceptual = Pixels() if "perceptual_weight" in weights else None
+        folder = tmp_path / str(len(results))
+        loop.adversarial(
+            generator, make_critic(), make_bank(), config("adversarial", content="l1", **weights),
+            folder, perceptual=perceptual, fabric=cpu("64-true"), progress=False,
+        )  # fmt: skip
+        results.append(generator.state_dict())
+        assert ("perceptual" in read_log(folder / "log.csv")) == (perceptual is not None)
+    assert_close(*results, **CLOSE)
+
+
+def test_long_gradients_are_cut(tmp_path):
+    generator = make_generator()
+    train("adversarial", tmp_path, generator=generator, max_grad_norm=1e-4, content_weight=100.0)
+    norms = torch.stack([p.grad.norm() for p in generator.parameters()])
+    assert norms.norm().item() == pytest.approx(1e-4, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "critic", "message"),
+    [
+        (GAMES["gradient penalty"], make_critic, "Discriminator holds batch norm, which makes one"),
+        (GAMES["clip"], make_critic, "no slope at one picture"),
+        (GAMES["spectral"], plain_critic, "build Sequential with spectral=True"),
+        ({"perceptual_weight": 1.0}, make_critic, "pass adversarial.*perceptual="),
+        (
+            GAMES["gradient penalty"],
+            lambda: plain_critic().bfloat16(),
+            "needs 32-bit weights: use precision bf16-mixed",
+        ),
+    ],
+)
+def test_games_that_cannot_work_are_refused_with_the_reason(tmp_path, settings, critic, message):
+    with pytest.raises(ConfigError, match=message):
+        train("adversarial", tmp_path / "run", critic=critic(), **settings)
+    assert not (tmp_path / "run").exists()

@@ -49,12 +49,29 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """The adversarial game of SRGAN (Ledig et al. 2017).
+    """The adversarial game: which loss, what keeps the critic tame, who moves how often.
+
+    The defaults are SRGAN's (Ledig et al. 2017). For WGAN-GP take ``adversarial="wasserstein"``,
+    ``lipschitz="gradient-penalty"``, ``critic_steps=5`` and ``critic_betas=(0, 0.9)`` (Gulrajani et
+    al. 2017).
 
     Attributes:
         content: pixel loss, ``"l1"`` or ``"mse"``.
-        adversarial_weight: of the adversarial loss beside the content loss.
+        content_weight, perceptual_weight, adversarial_weight: of the three parts of the generator's
+            loss.
+        adversarial: ``"bce"``, ``"relativistic"`` or ``"wasserstein"``; see :mod:`srlab.losses`.
+        lipschitz: what bounds the critic's slope: ``"none"``, ``"clip"`` (each weight into
+            [-clip_value, clip_value] after every step), ``"gradient-penalty"``, or ``"spectral"``
+            (the critic is built with spectral norm).
+        clip_value: for ``"clip"``.
+        penalty_weight: lambda of the gradient penalty.
+        critic_steps: critic steps to one of the generator, each on a fresh batch.
+        critic_gap: if given, the critic stops before ``critic_steps`` as soon as E[D(real)] -
+            E[D(fake)] has reached this: it is trained until it can teach, and no longer.
         generator_lr, critic_lr: peak learning rates of the two Adam optimizers.
+        trunk_lr: of pre-trained layers that the critic stands on, if they are fine-tuned.
+        generator_betas, critic_betas: of the two Adam optimizers.
+        max_grad_norm: gradients of either player are scaled down to this norm; None leaves them.
 
     The other fields mean what they mean in :class:`PretrainConfig`.
     """
@@ -63,10 +80,21 @@ class AdversarialConfig:
     batch_size: int = 16
     patch_size: int = 24
     content: str = "mse"
+    content_weight: float = 1.0
+    perceptual_weight: float = 0.0
+    adversarial: str = "bce"
     adversarial_weight: float = 1e-3
+    lipschitz: str = "none"
+    clip_value: float = 0.01
+    penalty_weight: float = 10.0
+    critic_steps: int = 1
+    critic_gap: float | None = None
     generator_lr: float = 1e-4
     critic_lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
+    trunk_lr: float = 1e-5
+    generator_betas: tuple[float, float] = (0.9, 0.999)
+    critic_betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float | None = None
     warmup_steps: int = 0
     schedule: str = "constant"
     ema_decay: float = 0.999
@@ -82,11 +110,16 @@ class AdversarialConfig:
                 "steps",
                 "batch_size",
                 "patch_size",
+                "critic_steps",
+                "clip_value",
                 "generator_lr",
                 "critic_lr",
+                "trunk_lr",
                 "log_every",
             ),
         )
+        _choose(self, "adversarial", ("bce", "relativistic", "wasserstein"))
+        _choose(self, "lipschitz", ("none", "clip", "gradient-penalty", "spectral"))
 
 
 def _check(
@@ -96,12 +129,8 @@ def _check(
     for name in positive:
         if not getattr(config, name) > 0:
             raise ConfigError(f"{kind}.{name} must be positive, got {getattr(config, name)!r}")
-    if getattr(config, loss) not in ("l1", "mse"):
-        raise ConfigError(f"{kind}.{loss} must be 'l1' or 'mse', got {getattr(config, loss)!r}")
-    if config.schedule not in ("cosine", "constant"):
-        raise ConfigError(
-            f"{kind}.schedule must be 'cosine' or 'constant', got {config.schedule!r}"
-        )
+    _choose(config, loss, ("l1", "mse"))
+    _choose(config, "schedule", ("cosine", "constant"))
     if config.validate_every % config.log_every:
         raise ConfigError(
             f"{kind}.validate_every ({config.validate_every}) must be a multiple of log_every "
@@ -109,3 +138,12 @@ def _check(
         )
     if not 0 <= config.ema_decay < 1:
         raise ConfigError(f"{kind}.ema_decay must lie in [0, 1), got {config.ema_decay!r}")
+
+
+def _choose(
+    config: PretrainConfig | AdversarialConfig, name: str, choices: tuple[str, ...]
+) -> None:
+    value = getattr(config, name)
+    if value not in choices:
+        listed = " or ".join(filter(None, [", ".join(map(repr, choices[:-1])), repr(choices[-1])]))
+        raise ConfigError(f"{type(config).__name__}.{name} must be {listed}, got {value!r}")

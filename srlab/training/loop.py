@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
 from torch.optim.swa_utils import AveragedModel
 
 from srlab import losses
 from srlab.models.zoo import describe, load_weights
 from srlab.patches import PatchBank
-from srlab.training.config import AdversarialConfig, PretrainConfig
+from srlab.training.config import AdversarialConfig, ConfigError, PretrainConfig
 from srlab.training.monitor import Monitor, stop_signal
 from srlab.training.state import CheckpointError, load_checkpoint, save_checkpoint
 
@@ -116,32 +118,59 @@ def adversarial(
     config: AdversarialConfig,
     folder: Path | str,
     *,
+    perceptual: nn.Module | None = None,
     validate: Callable[[nn.Module], float] | None = None,
     fabric: "Fabric | None" = None,
     progress: bool = True,
 ) -> Result:
-    """Play the game of SRGAN: the critic learns to tell SR from HR, the generator to fool it.
+    """Play the game: the critic learns to tell SR from HR, the generator to fool it.
 
     The generator should come pre-trained (:func:`pretrain`): from scratch the critic wins at once
     and teaches nothing. Both players are trained in place; the arguments and errors are those of
-    :func:`pretrain`, and the log holds
+    :func:`pretrain`, and
 
-    - ``critic_loss``: binary cross-entropy, 1.386 for a critic that guesses;
-    - ``d_real``, ``d_fake``: the mean probability that the critic gives HR and SR crops;
-    - ``content`` and ``adversarial``: the two parts of the generator's loss, unweighted.
+    Args:
+        critic: (N, 3, H, W) -> scores. One that stands on pre-trained layers names them by a
+            method ``trunk_parameters``; they learn at ``config.trunk_lr``.
+        perceptual: (SR, HR) -> loss, such as :class:`srlab.losses.Perceptual`; needed if
+            ``config.perceptual_weight`` is not 0.
+
+    The log holds
+
+    - ``critic_loss`` (1.386 for a cross-entropy critic that guesses), ``real`` and ``fake``, the
+      mean scores, and ``gap``, their difference; for ``"bce"`` also ``d_real`` and ``d_fake``, the
+      mean probabilities;
+    - ``penalty`` for the gradient penalty, and ``gradient_norm``, the critic's mean slope (for
+      other Wasserstein critics measured once a row);
+    - ``turns``, the critic's steps, if ``config.critic_gap`` regulates them;
+    - ``content``, ``perceptual`` and ``adversarial``: the generator's losses, unweighted.
+
+    Raises:
+        ConfigError: critic and configuration do not fit each other.
     """
+    check_critic(critic, config)
+    if config.perceptual_weight and perceptual is None:
+        raise ConfigError(
+            "AdversarialConfig.perceptual_weight is not 0, but there is no perceptual loss: pass "
+            "adversarial(..., perceptual=losses.Perceptual(...))."
+        )
     fabric = fabric or default_fabric()
     generator.to(memory_format=torch.channels_last)
     critic.to(memory_format=torch.channels_last)
+    if perceptual is not None:
+        perceptual.to(fabric.device)
     average = moving_average(generator, config.ema_decay, fabric.device)
-    g_optimizer = torch.optim.Adam(generator.parameters(), config.generator_lr, config.betas)
-    c_optimizer = torch.optim.Adam(critic.parameters(), config.critic_lr, config.betas)
+    g_optimizer = torch.optim.Adam(
+        generator.parameters(), config.generator_lr, config.generator_betas
+    )
+    c_optimizer = torch.optim.Adam(
+        critic_groups(critic, config), config.critic_lr, config.critic_betas
+    )
     g_scheduler, c_scheduler = schedule(g_optimizer, config), schedule(c_optimizer, config)
     g_model, g_optimizer = fabric.setup(generator, g_optimizer)
     c_model, c_optimizer = fabric.setup(critic, c_optimizer)
     run = Run(
-        folder, config,
-        ["critic_loss", "d_real", "d_fake", "content", "adversarial", "val_psnr"], progress,
+        folder, config, game_metrics(config), progress,
         generator=generator, average=average, critic=critic,
         g_optimizer=g_optimizer, c_optimizer=c_optimizer,
         g_scheduler=g_scheduler, c_scheduler=c_scheduler, bank=bank,
@@ -151,46 +180,160 @@ def adversarial(
         for step in run.remaining_steps():
             g_model.train()
             c_model.train()
-            lr, hr = fabric.to_device(bank.batch(config.batch_size, config.patch_size))
-            sr = g_model(lr)
+            row: dict[str, Tensor] = {}
 
-            # The critic's turn. detach(): its loss must not reach the generator.
-            real, fake = c_model(hr), c_model(sr.detach())
-            critic_loss = losses.bce_critic(real, fake)
-            c_optimizer.zero_grad()
-            fabric.backward(critic_loss)
-            c_optimizer.step()
+            # The critic's turns. detach(): its loss must not reach the generator.
+            for turn in range(1, config.critic_steps + 1):
+                lr, hr = fabric.to_device(bank.batch(config.batch_size, config.patch_size))
+                sr = g_model(lr)
+                real, fake = c_model(hr), c_model(sr.detach())
+                row["critic_loss"] = critic_loss(config, real, fake)
+                total = row["critic_loss"]
+                if config.lipschitz == "gradient-penalty":
+                    norms = losses.gradient_norms(critic, hr.to(dtype_of(critic)), sr)
+                    row["penalty"] = (norms - 1).square().mean()
+                    row["gradient_norm"] = norms.mean()
+                    total = total + config.penalty_weight * row["penalty"]
+                c_optimizer.zero_grad()
+                fabric.backward(total)
+                if config.max_grad_norm:
+                    fabric.clip_gradients(c_model, c_optimizer, max_norm=config.max_grad_norm)
+                c_optimizer.step()
+                if config.lipschitz == "clip":
+                    clip_weights(critic, config.clip_value)
+                gap = real.mean() - fake.mean()
+                if config.critic_gap is not None:
+                    row["turns"] = gap.new_tensor(turn)
+                    if gap >= config.critic_gap:
+                        break
 
             # The generator's turn. The frozen critic passes gradients on and keeps none.
             with frozen(critic):
-                content = losses.pixel(sr, hr, config.content)
-                adversarial_loss = losses.bce_generator(c_model(sr))
+                row["content"] = losses.pixel(sr, hr, config.content)
+                total = config.content_weight * row["content"]
+                if config.perceptual_weight:
+                    with fabric.autocast():
+                        row["perceptual"] = perceptual(sr, hr)
+                    total = total + config.perceptual_weight * row["perceptual"]
+                row["adversarial"] = generator_loss(config, c_model, hr, sr)
                 g_optimizer.zero_grad()
-                fabric.backward(content + config.adversarial_weight * adversarial_loss)
+                fabric.backward(total + config.adversarial_weight * row["adversarial"])
+                if config.max_grad_norm:
+                    fabric.clip_gradients(g_model, g_optimizer, max_norm=config.max_grad_norm)
                 g_optimizer.step()
 
             g_scheduler.step()
             c_scheduler.step()
             average.update_parameters(generator)
 
+            row |= {"real": real.mean(), "fake": fake.mean(), "gap": gap}
+            if config.adversarial == "bce":
+                row |= {"d_real": real.sigmoid().mean(), "d_fake": fake.sigmoid().mean()}
+            if measures_slope(config) and run.due(step, config.log_every):
+                norms = losses.gradient_norms(critic, hr.to(dtype_of(critic)), sr)
+                run.monitor.note("gradient_norm", norms.mean().item())
             if validate and run.due(step, config.validate_every):
                 run.monitor.note("val_psnr", validate(average.module.eval()))
-            run.monitor.step(
-                step,
-                {
-                    "critic_loss": critic_loss,
-                    "d_real": real.sigmoid().mean(),
-                    "d_fake": fake.sigmoid().mean(),
-                    "content": content,
-                    "adversarial": adversarial_loss,
-                },
-            )
+            run.monitor.step(step, row)
             if run.due(step, config.checkpoint_every) or stop.is_set():
                 run.save(step)
                 if stop.is_set():
                     run.say_stopped(step)
                     break
     return run.result()
+
+
+def critic_loss(config: AdversarialConfig, real: Tensor, fake: Tensor) -> Tensor:
+    if config.adversarial == "wasserstein":
+        return losses.wasserstein_critic(real, fake)
+    if config.adversarial == "relativistic":
+        return losses.relativistic_critic(real, fake)
+    return losses.bce_critic(real, fake)
+
+
+def generator_loss(config: AdversarialConfig, critic: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
+    if config.adversarial == "wasserstein":
+        return losses.wasserstein_generator(critic(sr))
+    if config.adversarial == "relativistic":
+        return losses.relativistic_generator(critic(hr), critic(sr))
+    return losses.bce_generator(critic(sr))
+
+
+def game_metrics(config: AdversarialConfig) -> list[str]:
+    """The columns of a game's log: only what this configuration measures."""
+    columns = {
+        "critic_loss": True,
+        "real": True,
+        "fake": True,
+        "gap": True,
+        "d_real": config.adversarial == "bce",
+        "d_fake": config.adversarial == "bce",
+        "penalty": config.lipschitz == "gradient-penalty",
+        "gradient_norm": config.lipschitz == "gradient-penalty" or measures_slope(config),
+        "turns": config.critic_gap is not None,
+        "content": True,
+        "perceptual": bool(config.perceptual_weight),
+        "adversarial": True,
+        "val_psnr": True,
+    }
+    return [name for name, measured in columns.items() if measured]
+
+
+def measures_slope(config: AdversarialConfig) -> bool:
+    """Whether the critic's slope is measured apart: nobody else computes it in every step."""
+    return config.adversarial == "wasserstein" and config.lipschitz != "gradient-penalty"
+
+
+def check_critic(critic: nn.Module, config: AdversarialConfig) -> None:
+    """Refuse what cannot work.
+
+    Raises:
+        ConfigError: a slope of single pictures is asked of a critic with batch norm; spectral norm
+            is asked of one built without; or a penalty of half-precision weights.
+    """
+    needs_slope = config.lipschitz == "gradient-penalty" or measures_slope(config)
+    if needs_slope and any(isinstance(m, _BatchNorm) for m in critic.modules()):
+        raise ConfigError(
+            f"{type(critic).__name__} holds batch norm, which makes one picture's score depend on "
+            f"the whole batch: there is no slope at one picture for "
+            f"adversarial={config.adversarial!r}, lipschitz={config.lipschitz!r} to bound. Build "
+            "it with norm='instance' or norm='none', or use adversarial='bce'."
+        )
+    if config.lipschitz == "spectral":
+        layers = [m for m in critic.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+        trained = [m for m in layers if any(p.requires_grad for p in m.parameters())]
+        if not all(is_parametrized(m) for m in trained):
+            raise ConfigError(
+                f"lipschitz='spectral' needs a critic with spectral norm: build "
+                f"{type(critic).__name__} with spectral=True."
+            )
+    if config.lipschitz == "gradient-penalty" and dtype_of(critic).itemsize < 4:
+        raise ConfigError(
+            "The gradient penalty needs 32-bit weights: use precision bf16-mixed, not bf16-true."
+        )
+
+
+def critic_groups(critic: nn.Module, config: AdversarialConfig) -> list[dict[str, Any]]:
+    """Adam's parameter groups: what is pre-trained learns at its own rate."""
+    trunk = list(getattr(critic, "trunk_parameters", list)())
+    of_trunk = {id(p) for p in trunk}
+    head = [p for p in critic.parameters() if id(p) not in of_trunk]
+    groups = [{"params": head, "lr": config.critic_lr}, {"params": trunk, "lr": config.trunk_lr}]
+    for group in groups:
+        group["params"] = [p for p in group["params"] if p.requires_grad]
+    return [group for group in groups if group["params"]]
+
+
+@torch.no_grad()
+def clip_weights(critic: nn.Module, value: float) -> None:
+    """Every trained weight into [-value, value] (Arjovsky et al. 2017, algorithm 1)."""
+    for parameter in critic.parameters():
+        if parameter.requires_grad:
+            parameter.clamp_(-value, value)
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    return next(model.parameters()).dtype
 
 
 def default_fabric(accelerator: str = "auto") -> "Fabric":
