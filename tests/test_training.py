@@ -594,7 +594,11 @@ def test_other_games_are_plain_pytorch_too(tmp_path, game):
             adversarial_weight=weight, validate_every=0, log_every=2, **GAMES[game],
         )  # fmt: skip
     assert_close(generator.state_dict(), g.state_dict(), **CLOSE)
-    assert_close(critic.state_dict(), c.state_dict(), **CLOSE)
+    # The last bias shifts all scores alike, to which these losses are blind: Adam drives it by
+    # rounding errors.
+    mine, theirs = critic.state_dict(), c.state_dict()
+    del mine["2.bias"], theirs["2.bias"]
+    assert_close(mine, theirs, **CLOSE)
 
 
 @pytest.mark.parametrize("game", GAMES)
