@@ -158,7 +158,8 @@ def test_srresnet_has_the_layers_of_figure_4():
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_all_kinds_of_wdrn_are_as_large_as_srresnet(fusion):
-    assert n_parameters(WDRN(fusion=fusion)) == pytest.approx(734_219, rel=0.013)
+    assert 0.975 * 734_219 < n_parameters(WDRN(fusion=fusion)) < 734_219
+    assert n_parameters(WDRN(fusion=fusion)) == pytest.approx(n_parameters(WDRN()), rel=0.011)
     assert len(WDRN(fusion=fusion).blocks) == 5
 
 

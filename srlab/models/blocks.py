@@ -122,7 +122,7 @@ class DenseBlock(nn.Module):
     def __init__(
         self,
         n_features: int = 64,
-        growth: int = 25,
+        growth: int = 24,
         n_layers: int = 3,
         fusion: str = "weighted-concat",
         batch_norm: bool = False,

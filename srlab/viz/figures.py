@@ -173,7 +173,7 @@ def most_different_crop(a: Tensor, b: Tensor, size: int = 64) -> tuple[int, int,
     Raises:
         ValueError: sizes differ, ``size`` is no multiple of 4, or the pictures are smaller.
     """
-    a, b = (_chw(x).double().clamp(0, 1) for x in (a, b))
+    a, b = (_double(x).clamp(0, 1) for x in (a, b))
     if a.shape != b.shape:
         raise ValueError(f"the two pictures differ in size: {tuple(a.shape)} and {tuple(b.shape)}.")
     if size < 4 or size % 4 or size > min(a.shape[-2:]):
@@ -192,12 +192,14 @@ def grid(
     """A batch of patches, (N, 3, H, W), row by row, each drawn in whole screen pixels.
 
     Raises:
-        ValueError: the batch is empty or has the wrong shape, or titles are not N.
+        ValueError: the batch is empty or has the wrong shape, titles are not N, or ncol < 1.
     """
     if batch.ndim != 4 or len(batch) == 0:
         raise ValueError(f"grid needs a batch (N, 3, H, W), got shape {tuple(batch.shape)}.")
     if titles is not None and len(titles) != len(batch):
         raise ValueError(f"grid got {len(titles)} titles for {len(batch)} pictures.")
+    if ncol < 1:
+        raise ValueError(f"ncol must be at least 1, got {ncol}.")
     n, height, width = len(batch), *batch.shape[-2:]
     ncol = min(ncol, n)
     pad, gap, head = 12, 6, 18 if titles else 0
@@ -233,7 +235,12 @@ def curves(
         series: label -> (x, y), lists, arrays or tensors of equal length.
         hlines: label -> y, for instance ``{"bicubic": 26.7}``.
         logy: logarithmic y axis.
+
+    Raises:
+        ValueError: no series.
     """
+    if not series:
+        raise ValueError("curves has nothing to draw: series is empty.")
     figure = Figure(600, 340, alt or f"{ylabel} against {xlabel}: {_listed(series)}")
     figure.set_layout_engine("constrained")
     with matplotlib.rc_context(STYLE):
@@ -274,7 +281,12 @@ def bars(
         values: label -> length, drawn from top to bottom.
         fmt: how a number is written, as in ``format(x, fmt)``.
         highlight: the label of one bar in a second colour.
+
+    Raises:
+        ValueError: no values.
     """
+    if not values:
+        raise ValueError("bars has nothing to draw: values is empty.")
     figure = Figure(600, 60 + 34 * len(values), alt or f"Bars of {xlabel}: {_listed(values)}")
     figure.set_layout_engine("constrained")
     with matplotlib.rc_context(STYLE):
@@ -303,7 +315,7 @@ def radial_power(image: Tensor) -> tuple[Tensor, Tensor]:
         ``frequency`` in cycles/pixel, from 1/n to 1/2 where n is the shorter side, and ``power``,
         both (n // 2,) float64.
     """
-    image = _chw(image).double()
+    image = _double(image)
     y = (luma(image) if len(image) == 3 else image)[0]
     height, width = y.shape
     window = torch.outer(
@@ -329,7 +341,12 @@ def spectrum(
             (the LR) is put on the same footing, and its curve ends at its own finest detail.
         scale: mark the finest detail that an LR picture of 1/scale the size can hold, at
             0.5/scale cycles/pixel.
+
+    Raises:
+        ValueError: no images.
     """
+    if not images:
+        raise ValueError("spectrum has nothing to draw: images is empty.")
     widest = max(image.shape[-1] for image in images.values())
     series = {}
     for title, image in images.items():
@@ -376,6 +393,12 @@ def _chw(image: Tensor) -> Tensor:
             f"a picture has the shape (3, H, W) or (1, 3, H, W), got {tuple(image.shape)}."
         )
     return chw
+
+
+def _double(image: Tensor) -> Tensor:
+    """(C, H, W) float64 in [0, 1], where white is 1 in 8-bit pictures too."""
+    chw = _chw(image).double()
+    return chw / 255 if image.dtype == torch.uint8 else chw
 
 
 def _panel(figure: Figure, x: float, y: float, width: float, height: float) -> Axes:

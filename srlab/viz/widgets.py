@@ -33,7 +33,7 @@ class BeforeAfter(ipywidgets.VBox):
         self.view = ipywidgets.Image(
             value=self.png(),
             format="png",
-            alt=self.alt,
+            tooltip=self.alt,
             layout=ipywidgets.Layout(width=f"{width}px", max_width="100%"),
         )
         self.slider.observe(self._move, "value")
