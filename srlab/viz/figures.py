@@ -304,6 +304,50 @@ def bars(
     return figure
 
 
+def heatmap(
+    values: Tensor,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    xlabel: str = "",
+    ylabel: str = "",
+    fmt: str = ".2f",
+    *,
+    alt: str | None = None,
+) -> Figure:
+    """A matrix as coloured cells with the number written in each; NaN leaves a cell empty.
+
+    Args:
+        values: (len(rows), len(columns)).
+
+    Raises:
+        ValueError: the labels do not fit the matrix.
+    """
+    matrix = _numbers(values)
+    if matrix.shape != (len(rows), len(columns)):
+        raise ValueError(
+            f"heatmap needs a label for each row and column: values has the shape "
+            f"{matrix.shape}, labels are {len(rows)} and {len(columns)}."
+        )
+    width, height = 150 + 64 * len(columns), 110 + 34 * len(rows)
+    figure = Figure(width, height, alt or f"Heat map of {_listed(rows)} against {_listed(columns)}")
+    figure.set_layout_engine("constrained")
+    with matplotlib.rc_context(STYLE):
+        axes = figure.add_subplot()
+        drawn = axes.imshow(matrix, cmap="cividis", aspect="auto")
+        for (i, j), value in np.ndenumerate(matrix):
+            if not np.isnan(value):
+                dark = drawn.norm(value) < 0.55
+                text = format(value, fmt)
+                axes.text(j, i, text, ha="center", va="center", color="white" if dark else INK)
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.tick_params(length=0, labelcolor=INK)
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+    return figure
+
+
 def radial_power(image: Tensor) -> tuple[Tensor, Tensor]:
     """Power spectral density of a picture's luma, averaged over all directions.
 
