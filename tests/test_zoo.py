@@ -9,7 +9,9 @@ from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel
 from torch.testing import assert_close
 
+from srlab.datasets import find
 from srlab.degradation import downsample
+from srlab.evaluation import protocol
 from srlab.evaluation.metrics import psnr
 from srlab.models import zoo
 from srlab.models.generators import Bicubic, SRResNet
@@ -80,6 +82,21 @@ def test_a_released_model_restores_a_photograph(name, photo):
         sr, plain = network(lr).clamp(0, 1), Bicubic()(lr).clamp(0, 1)
     assert psnr(sr, photo[None]) > psnr(plain, photo[None]) - 2
     assert zoo.released_log(name).suffix == ".csv"
+
+
+@pytest.mark.parametrize("name", zoo.released())
+def test_a_released_model_tells_how_it_was_made(name):
+    path = zoo.released()[name]
+    assert path.stat().st_size < 4e6
+    notes = zoo.read_notes(path)
+    assert notes["trained_on"]
+    assert notes["steps"] == notes["config"]["steps"]  # of a run that was finished
+    last = zoo.released_log(name).read_text().splitlines()[-1]
+    assert int(last.split(",")[0]) == notes["steps"]
+    if notes["config"]["kind"] == "PretrainConfig":
+        files = find("photos-valid")
+        bicubic = protocol.mean(protocol.evaluate(zoo.load("bicubic"), files)).psnr
+        assert protocol.mean(protocol.evaluate(zoo.load(name), files)).psnr > bicubic
 
 
 @pytest.mark.parametrize("name", ["run", "run/checkpoint.safetensors"])

@@ -304,6 +304,46 @@ def bars(
     return figure
 
 
+def dots(
+    values: Mapping[str, Sequence[float]],
+    xlabel: str,
+    vlines: Mapping[str, float] | None = None,
+    *,
+    alt: str | None = None,
+) -> Figure:
+    """Repeated measurements: one dot each, a row for each label, the row's mean as a bar.
+
+    Args:
+        values: label -> measurements, drawn from top to bottom.
+        vlines: label -> x of a dashed line of reference.
+
+    Raises:
+        ValueError: no values.
+    """
+    if not values:
+        raise ValueError("dots has nothing to draw: values is empty.")
+    figure = Figure(600, 80 + 34 * len(values), alt or f"Dots of {xlabel}: {_listed(values)}")
+    figure.set_layout_engine("constrained")
+    with matplotlib.rc_context(STYLE):
+        axes = figure.add_subplot()
+        for y, row in enumerate(map(_numbers, values.values())):
+            axes.plot(row, np.full(len(row), y), "o", color=COLOURS[0], alpha=0.7, clip_on=False)
+            axes.vlines(row.mean(), y - 0.28, y + 0.28, color=COLOURS[1], linewidth=2)
+        for label, x in (vlines or {}).items():
+            axes.axvline(x, color=GREY, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
+            axes.annotate(
+                label, (x, 1), xycoords=("data", "axes fraction"),
+                xytext=(0, 3), textcoords="offset points", ha="center", color=GREY,
+            )  # fmt: skip
+        axes.set_yticks(range(len(values)), list(values))
+        axes.set_ylim(len(values) - 0.5, -0.5)
+        axes.grid(False, axis="y")
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(xlabel)
+    return figure
+
+
 def heatmap(
     values: Tensor,
     rows: Sequence[str],
