@@ -9,7 +9,6 @@ import os
 import shutil
 import stat
 import tarfile
-import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from typing import IO, NamedTuple
 
 from tqdm.auto import tqdm
 
+from srlab.download import DownloadError, download, require_space
 from srlab.errors import SrlabError
 from srlab.images import ImageError, list_images
 
@@ -221,8 +221,6 @@ def _absent(image_set: ImageSet, folder: Path | None, found: int) -> DatasetErro
 
 
 _MOST_BYTES = 50 * 10**9  # several times what the largest set unpacks to
-_PAUSES = (1, 2, 4, 8)  # seconds between connections
-_CHUNK = 1 << 14  # bytes; when the connection is cut, the chunk under way is lost
 
 
 def fetch(name: str, into: str | Path | None = None, progress: bool = True) -> list[Path]:
@@ -265,64 +263,12 @@ def fetch(name: str, into: str | Path | None = None, progress: bool = True) -> l
 
 def _archive(image_set: ImageSet, root: Path, progress: bool) -> Path:
     """The archive in root, downloaded unless it is there; a wrong one is deleted."""
-    import pooch
-
     archive = root / PurePosixPath(image_set.url).name
-    if not archive.exists():
-        part = archive.with_name(archive.name + ".part")
-        _download(image_set.url, part, progress)
-        part.replace(archive)
-    algorithm, checksum = image_set.checksum.split(":")
-    if pooch.file_hash(archive, alg=algorithm) != checksum:
-        archive.unlink()
-        raise DatasetError(
-            f"{archive} had the wrong checksum and was deleted: fetch it again; if that repeats, "
-            f"{image_set.url} is no longer the published file."
-        )
+    try:
+        download(image_set.url, archive, image_set.checksum, progress)
+    except DownloadError as error:
+        raise DatasetError(str(error)) from error
     return archive
-
-
-def _download(url: str, part: Path, progress: bool) -> None:
-    """Fill ``part``, over as many connections as it takes."""
-    import requests
-
-    for pause in (*_PAUSES, None):
-        try:
-            return _download_rest(url, part, progress)
-        except requests.RequestException as error:
-            code = 0 if error.response is None else error.response.status_code
-            if pause is None or (400 <= code < 500 and code != 416):
-                why = f"HTTP status {code}" if code else type(error).__name__
-                raise DatasetError(
-                    f"{url} could not be downloaded ({why}): check the connection and fetch again, "
-                    "it goes on from there."
-                ) from error
-        time.sleep(pause)
-
-
-def _download_rest(url: str, part: Path, progress: bool) -> None:
-    """One connection; raises requests.RequestException if it ends before the file does."""
-    import requests
-
-    done = part.stat().st_size if part.exists() else 0
-    # Uncompressed on the way, so that lengths and ranges count bytes of the file itself.
-    headers = {"Accept-Encoding": "identity", "Range": f"bytes={done}-"}
-    with requests.get(url, headers=headers, stream=True, timeout=30) as response:
-        if response.status_code == 416:  # the file ends here or before: not a part of this one
-            part.unlink(missing_ok=True)
-        response.raise_for_status()
-        if response.status_code != 206:  # the server knows no ranges: from the start
-            done = 0
-        total = done + int(response.headers.get("Content-Length", 0))
-        _require_space(part.parent, total - done)
-        units = {"unit": "B", "unit_scale": True, "disable": not progress}
-        bar = tqdm(desc=part.stem, total=total, initial=done, **units)
-        with bar, part.open("ab" if done else "wb") as file:
-            for chunk in response.iter_content(_CHUNK):
-                file.write(chunk)
-                bar.update(len(chunk))
-    if part.stat().st_size < total:
-        raise requests.ConnectionError(f"{url} was cut")
 
 
 class _Member(NamedTuple):
@@ -401,13 +347,7 @@ def _require_safe(archive: Path, members: Sequence[_Member]) -> None:
             f"{archive} is not safe and was not unpacked: {nbytes / 1e9:.0f} GB would come out of "
             "it, more than any set here has; delete the archive."
         )
-    _require_space(archive.parent, nbytes)
-
-
-def _require_space(folder: Path, nbytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if nbytes > free:
-        raise DatasetError(
-            f"{folder} has {free / 1e9:.1f} GB free but {nbytes / 1e9:.1f} GB are needed: make "
-            "room or name another folder."
-        )
+    try:
+        require_space(archive.parent, nbytes)
+    except DownloadError as error:
+        raise DatasetError(str(error)) from error

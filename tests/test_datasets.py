@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from srlab import datasets
+from srlab import datasets, download
 from srlab.datasets import DATASETS, DatasetError, ImageSet, data_folders, fetch, find, status
 from srlab.images import read_image
 
@@ -218,7 +218,7 @@ def site(monkeypatch) -> Site:
             pass
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(datasets, "_PAUSES", (0, 0))
+    monkeypatch.setattr(download, "PAUSES", (0, 0))
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         site.url = f"http://127.0.0.1:{server.server_port}"
@@ -335,7 +335,7 @@ def sent_twice(site: Site) -> int:
 
 
 def test_a_cut_download_goes_on_where_it_was(tiny, data):
-    tiny.cuts = [datasets._CHUNK, datasets._CHUNK]
+    tiny.cuts = [download.CHUNK, download.CHUNK]
     assert contents(fetch("tiny")) == PICTURES
     assert len(tiny.sent) == 3
     assert sent_twice(tiny) == 0
@@ -344,11 +344,11 @@ def test_a_cut_download_goes_on_where_it_was(tiny, data):
 def test_a_cut_loses_less_than_a_chunk(tiny, data):
     tiny.cuts = [20_000, 20_000]
     assert contents(fetch("tiny")) == PICTURES
-    assert sent_twice(tiny) < 2 * datasets._CHUNK
+    assert sent_twice(tiny) < 2 * download.CHUNK
 
 
 def test_after_giving_up_the_next_fetch_goes_on(tiny, data):
-    tiny.cuts = [datasets._CHUNK, 0, 0]
+    tiny.cuts = [download.CHUNK, 0, 0]
     with pytest.raises(DatasetError, match="could not be downloaded"):
         fetch("tiny")
     assert status("tiny") == (None, 0)
@@ -404,7 +404,7 @@ def test_a_folder_that_cannot_be_written(tiny, tmp_path):
 
 
 def test_a_full_disk_is_noticed_beforehand(tiny, data, monkeypatch):
-    monkeypatch.setattr(datasets.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(DatasetError, match="GB free"):
         fetch("tiny")
     assert visible(data) == set()
