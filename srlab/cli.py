@@ -39,12 +39,19 @@ def datasets() -> None:
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="A set's name; see `srlab datasets`.")],
+    name: Annotated[str, typer.Argument(help="A set's name (see `srlab datasets`), or vgg19.")],
     into: Annotated[Path | None, typer.Option(help="Folder to put it in; default: data/.")] = None,
 ) -> None:
-    """Download an image set, check it and unpack it."""
+    """Download an image set, check it and unpack it; or VGG19's weights."""
     from srlab import datasets
 
+    if name == "vgg19":
+        from srlab.models import vgg
+
+        if into:
+            raise SrlabError("vgg19 goes where torch keeps its weights: leave --into out.")
+        print(f"vgg19: {vgg.fetch()}")
+        return
     files = datasets.fetch(name, into)
     print(f"{name}: {len(files)} images in {files[0].parent}")
 

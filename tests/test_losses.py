@@ -157,3 +157,42 @@ def test_the_penalty_ignores_autocast():
     torch.manual_seed(1)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         assert torch.equal(losses.gradient_norms(critic, real, fake), expected)
+
+
+class Eyes(torch.nn.Module):
+    """Features that can be computed by hand: the picture itself, and its mean brightness."""
+
+    taps = ("pixels", "mean")
+
+    def forward(self, image):
+        return {"pixels": 3 * image, "mean": image.mean((1, 2, 3), keepdim=True)}
+
+
+def test_the_perceptual_loss_is_relative_to_the_features_own_size():
+    hr, sr = pictures()
+    loss = losses.Perceptual(Eyes(), {"pixels": 2.0, "mean": 0.5}, hr)
+    pixels = (sr - hr).square().mean() / hr.square().mean()  # the factor 3 cancels
+    means = hr.mean((1, 2, 3)), sr.mean((1, 2, 3))
+    mean = (means[0] - means[1]).square().mean() / means[0].square().mean()
+    assert_close(loss(sr, hr), 2 * pixels + 0.5 * mean, rtol=1e-5, atol=1e-6)
+    assert loss(hr, hr) == 0
+    assert losses.Perceptual(Eyes(), {"pixels": 1.0}, hr)(0 * hr, hr).item() == pytest.approx(1)
+
+
+def test_the_perceptual_loss_teaches_sr_only():
+    from srlab.models.vgg import Features
+
+    torch.manual_seed(0)
+    features = Features(("relu1_2", "conv2_1"), width=1 / 32).double()
+    hr, sr = pictures(2, 6)
+    hr.requires_grad_()
+    loss = losses.Perceptual(features, {"relu1_2": 1.0, "conv2_1": 0.3}, hr)
+    loss(sr.requires_grad_(), hr).backward()
+    assert hr.grad is None
+    assert sr.grad.abs().sum() > 0
+    assert loss.train().features.training is False
+
+
+def test_a_tap_that_the_features_do_not_have():
+    with pytest.raises(ValueError, match="features has no tap relu9_9: it has pixels, mean"):
+        losses.Perceptual(Eyes(), {"relu9_9": 1.0}, pictures()[0])

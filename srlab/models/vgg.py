@@ -1,0 +1,252 @@
+"""VGG19's features: what the perceptual loss compares, and what the VGG critic stands on.
+
+K. Simonyan, A. Zisserman, "Very deep convolutional networks for large-scale image recognition",
+ICLR 2015, arXiv:1409.1556. Two sets of weights go by name:
+
+- ``vgg19``: torchvision's, trained on ImageNet; 548 MB, fetched by ``srlab fetch vgg19``;
+- ``vgg19-slim``: a network of our own with the same layers at a quarter of the channels, which
+  comes with the package. How it was made is told beside its file, in ``weights/features``.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from srlab.download import download
+from srlab.errors import SrlabError
+
+WIDTHS = (64, 128, 256, 512, 512)  # channels of the five blocks
+CONVOLUTIONS = (2, 2, 4, 4, 4)  # in each
+# The names of the layers in torchvision's order: conv1_1, relu1_1, conv1_2, relu1_2, pool1, ...
+LAYERS = tuple(
+    name
+    for block, n in enumerate(CONVOLUTIONS, start=1)
+    for name in [f"{kind}{block}_{i}" for i in range(1, n + 1) for kind in ("conv", "relu")]
+    + [f"pool{block}"]
+)
+URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
+CHECKSUM = "sha256:dcbb9e9d"  # torchvision's VGG19_Weights.IMAGENET1K_V1
+
+
+class FeatureError(SrlabError):
+    """Weights of a feature extractor are missing or damaged."""
+
+
+class Features(nn.Module):
+    """VGG19 up to the deepest layer that is asked for; frozen, and always in evaluation mode.
+
+    Gradients flow through it to the image, never into its weights.
+
+    Args:
+        taps: names of layers. ``relu5_4`` is SRGAN's VGG54 (torchvision's ``features[:36]``),
+            ``conv5_4`` the same before the activation, as in ESRGAN (``features[:35]``).
+        width: factor on the number of channels; 1 is VGG19, 1/4 the slim network.
+
+    Attributes:
+        channels: of each tap.
+        scales: of each tap, how large its values are on photographs; see :func:`calibrate`.
+
+    Shape: (N, 3, H, W) RGB in [0, 1] -> {tap: (N, C, h, w)}; h = H // 2 ** (block - 1), and half
+    of that behind the block's ``pool``.
+
+    Raises:
+        ValueError: unknown layer, or none.
+    """
+
+    def __init__(self, taps: Sequence[str] = ("relu5_4",), width: float = 1.0):
+        super().__init__()
+        self.taps = (taps,) if isinstance(taps, str) else tuple(taps)
+        self.width = width
+        depth = max(map(_depth, self.taps), default=0)
+        if not depth:
+            raise ValueError("taps is empty: name at least one layer, such as 'relu5_4'")
+        layers: list[nn.Module] = []
+        channels = {}
+        before = 3
+        for name in LAYERS[:depth]:
+            block = int(name[4]) - 1
+            after = max(1, round(WIDTHS[block] * width))
+            if name.startswith("conv"):
+                layers.append(nn.Conv2d(before, after, 3, padding=1))
+                before = after
+            elif name.startswith("relu"):
+                layers.append(nn.ReLU())  # not in place: a tap before it keeps its values
+            else:
+                layers.append(nn.MaxPool2d(2))
+            channels[name] = before
+        self.layers = nn.Sequential(*layers)
+        self.channels = {tap: channels[tap] for tap in self.taps}
+        self.scales = dict.fromkeys(self.taps, 1.0)
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+        self.requires_grad_(False).eval()
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        x = (image - self.mean) / self.std  # the ImageNet normalisation that it was trained with
+        found = {}
+        for name, layer in zip(LAYERS, self.layers, strict=False):
+            x = layer(x)
+            if name in self.taps:
+                found[name] = x
+        return found
+
+    def train(self, mode: bool = True) -> "Features":
+        return super().train(False)
+
+    def up_to(self, tap: str) -> "Features":
+        """A copy that ends at one tap and shares no weights with this network.
+
+        Raises:
+            ValueError: unknown tap, or one deeper than this network's layers.
+        """
+        if _depth(tap) > len(self.layers):
+            raise ValueError(
+                f"these features end at {LAYERS[len(self.layers) - 1]}, before {tap}: load them "
+                f"with taps=[{tap!r}]"
+            )
+        weights = self.layers[: _depth(tap)].state_dict()
+        copy = Features((tap,), self.width).to(self.mean.device, self.mean.dtype)
+        copy.layers.load_state_dict(weights)
+        copy.scales[tap] = self.scales.get(tap, 1.0)
+        return copy
+
+
+def _depth(tap: str) -> int:
+    """Number of layers up to and with a tap."""
+    if tap not in LAYERS:
+        close = get_close_matches(tap, LAYERS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"VGG19 has no layer {tap!r}: choose among {', '.join(LAYERS)}{hint}")
+    return LAYERS.index(tap) + 1
+
+
+@torch.no_grad()
+def calibrate(features: Features, images: Tensor) -> dict[str, float]:
+    """Measure, store and return ``features.scales``: each tap's root mean square on photographs.
+
+    Features have no natural unit; torchvision's are of another size than the Caffe features whose
+    squared error SRGAN divides by 12.75 squared. Divided by its scale, every tap of every network
+    has mean square 1, and one weight means the same everywhere. ``vgg19-slim`` comes calibrated;
+    for ``vgg19`` a few dozen HR crops of the training set do: the figure differs little between
+    one set of photographs and another.
+
+    Args:
+        images: (N, 3, H, W) RGB in [0, 1].
+    """
+    found = {tap: float(x.double().square().mean().sqrt()) for tap, x in features(images).items()}
+    features.scales = {tap: found[tap] for tap in features.taps}
+    return features.scales
+
+
+def load(name: str | Path = "vgg19-slim", taps: Sequence[str] = ("relu5_4",)) -> Features:
+    """A feature extractor with trained weights.
+
+    Args:
+        name: ``vgg19-slim``, ``vgg19``, or a ``.safetensors`` file that :func:`save` wrote.
+        taps: see :class:`Features`.
+
+    Raises:
+        FeatureError: unknown name, or weights that are missing, incomplete or not the published
+            ones.
+        ValueError: unknown tap.
+    """
+    scales: dict[str, float] = {}
+    if str(name) == "vgg19":
+        features, weights = Features(taps), _read_torchvision(torchvision_file())
+    else:
+        path = SLIM if str(name) == "vgg19-slim" else Path(name)
+        if not path.is_file():
+            raise FeatureError(
+                f"there are no features {str(name)!r}: choose vgg19-slim, vgg19, or a file."
+            )
+        width, scales, weights = _read(path)
+        features = Features(taps, width)
+    own = {f"features.{key}": value for key, value in features.layers.state_dict().items()}
+    for key, value in own.items():
+        if key not in weights or weights[key].shape != value.shape:
+            raise FeatureError(f"the weights of {name} are not VGG19's: {key} does not fit.")
+    features.layers.load_state_dict({key[9:]: weights[key].float() for key in own})
+    features.scales |= {tap: scales[tap] for tap in features.taps if tap in scales}
+    return features
+
+
+def save(features: Features, path: Path | str, notes: Mapping[str, Any] = {}) -> None:
+    """Write weights in half precision under torchvision's names, and the taps' scales.
+
+    Args:
+        notes: anything that JSON can hold: data, steps, figures.
+    """
+    from safetensors.torch import save_file
+
+    weights = {
+        f"features.{name}": t.half().contiguous()
+        for name, t in features.layers.state_dict().items()
+    }
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    header = {"width": features.width, "scales": features.scales, "notes": dict(notes)}
+    save_file(weights, path, {"format": "pt"} | {k: json.dumps(v) for k, v in header.items()})
+
+
+def fetch(progress: bool = True) -> Path:
+    """Download VGG19's weights to where torch keeps downloaded models; at once if they are there.
+
+    Raises:
+        SrlabError: no connection, no space, no permission, or a wrong checksum; nothing half-made
+            is left under the final name.
+    """
+    path = torchvision_file()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        download(URL, path, CHECKSUM, progress)
+    except OSError as error:
+        why = error.strerror or error
+        raise FeatureError(
+            f"Cannot write to {path.parent} ({why}): name another folder in TORCH_HOME."
+        ) from error
+    return path
+
+
+def torchvision_file() -> Path:
+    """Where torch, torchvision and :func:`fetch` keep VGG19's weights."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / URL.rpartition("/")[2]
+
+
+SLIM = Path(__file__).parents[1] / "weights" / "features" / "vgg19-slim.safetensors"
+
+
+def _read_torchvision(path: Path) -> dict[str, Tensor]:
+    import pooch
+
+    if not path.is_file():
+        raise FeatureError(
+            f"VGG19's weights are not on this machine ({path}): run `srlab fetch vgg19` (548 MB), "
+            "or use vgg19-slim, which comes with srlab."
+        )
+    algorithm, digest = CHECKSUM.split(":")
+    if not pooch.file_hash(path, alg=algorithm).startswith(digest):
+        raise FeatureError(
+            f"{path} is not the published file, or only part of it: delete it and run "
+            "`srlab fetch vgg19` again."
+        )
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _read(path: Path) -> tuple[float, dict[str, float], dict[str, Tensor]]:
+    """Width, scales and weights of a file that :func:`save` wrote."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            width, scales = (json.loads((file.metadata() or {})[k]) for k in ("width", "scales"))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return float(width), dict(scales), weights
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise FeatureError(
+            f"{path} holds no features of srlab ({type(error).__name__}: {error}): give a file "
+            "that srlab wrote, or reinstall srlab if it is its own."
+        ) from error

@@ -1,0 +1,189 @@
+"""srlab.models.vgg against torchvision's VGG19, and against bad files and connections."""
+
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from torch.testing import assert_close
+from torchvision.models import vgg19
+from torchvision.models.vgg import VGG19_Weights
+from torchvision.transforms.functional import normalize
+
+from srlab import download
+from srlab.download import DownloadError
+from srlab.models import vgg
+from srlab.models.vgg import FeatureError, Features
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    torch.manual_seed(0)
+    return vgg19().eval()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, theirs):
+    """An empty torch cache, and a file of VGG19's layout whose hash is taken for the real one."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    weights = {n: t for n, t in theirs.state_dict().items() if n.startswith("features")}
+    torch.save(weights, tmp_path / "published.pth")
+    content = (tmp_path / "published.pth").read_bytes()
+    monkeypatch.setattr(vgg, "CHECKSUM", f"sha256:{hashlib.sha256(content).hexdigest()[:8]}")
+    return content
+
+
+@pytest.fixture
+def server(hub, monkeypatch):
+    """Serves that file, and breaks the first connections after some bytes if told to."""
+    cuts: list[int] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            start = int(self.headers.get("Range", "bytes=0-")[6:].rstrip("-"))
+            self.send_response(206)
+            self.send_header("Content-Length", str(len(hub) - start))
+            self.end_headers()
+            self.wfile.write(hub[start : start + cuts.pop(0) if cuts else None])
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(download, "PAUSES", (0,))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setattr(vgg, "URL", f"http://127.0.0.1:{http.server_port}/vgg19-dcbb9e9d.pth")
+        yield cuts
+        http.shutdown()
+
+
+def test_it_is_torchvisions_file_that_is_asked_for():
+    weights = VGG19_Weights.IMAGENET1K_V1
+    assert weights.url == vgg.URL
+    assert "sha256:" + weights.url.rpartition("-")[2].removesuffix(".pth") == vgg.CHECKSUM
+
+
+def test_layers_have_the_papers_names_in_torchvisions_order(theirs):
+    kinds = {"Conv2d": "conv", "ReLU": "relu", "MaxPool2d": "pool"}
+    assert [kinds[type(layer).__name__] for layer in theirs.features] == [n[:4] for n in vgg.LAYERS]
+    # torchvision's own documentation of SRGAN's and ESRGAN's features: the 35th and 36th layer.
+    assert (vgg.LAYERS[34], vgg.LAYERS[35]) == ("conv5_4", "relu5_4")
+
+
+def test_taps_are_torchvisions_features_of_the_normalised_image(theirs):
+    taps = ("relu2_2", "relu5_4", "conv5_4")
+    features = Features(taps)
+    assert len(features.layers) == 36  # nothing is computed beyond the deepest tap
+    features.layers.load_state_dict(theirs.features[:36].state_dict())
+    image = torch.rand(2, 3, 64, 48)
+    preset = VGG19_Weights.IMAGENET1K_V1.transforms()
+    x = normalize(image, preset.mean, preset.std)
+    with torch.no_grad():
+        found = features(image)
+        for tap, depth in zip(taps, (9, 36, 35), strict=True):
+            assert_close(found[tap], theirs.features[:depth](x), rtol=1e-4, atol=1e-5)
+            assert found[tap].shape[1] == features.channels[tap]
+
+
+def test_gradients_reach_the_image_and_no_weight():
+    features = Features("relu2_1", width=1 / 16)
+    image = torch.rand(1, 3, 16, 16, requires_grad=True)
+    features(image)["relu2_1"].square().sum().backward()
+    assert image.grad.abs().sum() > 0
+    assert not any(p.requires_grad or p.grad is not None for p in features.parameters())
+
+
+def test_it_cannot_be_put_into_training_mode():
+    parent = torch.nn.Sequential(Features("relu1_1", width=1 / 16))
+    parent.train()
+    assert not any(m.training for m in parent[0].modules())
+
+
+def test_an_unknown_tap():
+    with pytest.raises(ValueError, match=r"no layer 'relu5_5'.*did you mean relu5_"):
+        Features(("relu1_1", "relu5_5"))
+
+
+def test_fetched_from_a_server_that_hangs_up(server, hub, theirs):
+    server += [len(hub) // 3]
+    path = vgg.fetch(progress=False)
+    assert path.read_bytes() == hub
+    assert [file.name for file in path.parent.iterdir()] == ["vgg19-dcbb9e9d.pth"]
+    features = vgg.load("vgg19", ["relu1_2"])
+    assert_close(features.layers[2].weight, theirs.features[2].weight)
+
+
+def test_a_download_that_never_ends_leaves_nothing_under_the_final_name(server, hub):
+    server += [1000, 1000]
+    with pytest.raises(DownloadError, match="it goes on from there"):
+        vgg.fetch(progress=False)
+    assert not vgg.torchvision_file().exists()
+    with pytest.raises(FeatureError, match=r"run `srlab fetch vgg19` .* or use vgg19-slim"):
+        vgg.load("vgg19")
+    assert vgg.fetch(progress=False).read_bytes() == hub  # goes on and completes
+
+
+def test_a_wrong_file_is_deleted_and_refused(server, monkeypatch):
+    monkeypatch.setattr(vgg, "CHECKSUM", "sha256:00000000")
+    with pytest.raises(DownloadError, match="had the wrong checksum and was deleted"):
+        vgg.fetch(progress=False)
+    assert not vgg.torchvision_file().exists()
+
+
+def test_half_a_file_in_torchs_cache_is_refused(hub):
+    path = vgg.torchvision_file()
+    path.parent.mkdir(parents=True)
+    path.write_bytes(hub[: len(hub) // 2])
+    with pytest.raises(FeatureError, match=r"vgg19-dcbb9e9d.pth is not the published file"):
+        vgg.load("vgg19")
+    assert path.exists()  # it is the user's; only they delete it
+
+
+def test_saved_features_come_back(tmp_path):
+    torch.manual_seed(0)
+    features = Features("relu3_1", width=1 / 8)
+    vgg.save(features, tmp_path / "mine.safetensors", width=1 / 8)
+    loaded = vgg.load(tmp_path / "mine.safetensors", ["relu2_2"])
+    image = torch.rand(1, 3, 16, 16)
+    features.taps = ("relu2_2",)
+    assert_close(loaded(image)["relu2_2"], features(image)["relu2_2"], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("vgg18", None, "no features 'vgg18': choose vgg19-slim, vgg19, or a file"),
+        ("text.safetensors", b"no weights", "text.safetensors holds no features of srlab"),
+    ],
+)
+def test_other_names_and_files_are_refused(tmp_path, monkeypatch, name, content, message):
+    monkeypatch.chdir(tmp_path)
+    if content:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(FeatureError, match=message):
+        vgg.load(name)
+
+
+def test_weights_that_stop_too_early_are_refused(tmp_path):
+    vgg.save(Features("relu1_2", width=1 / 8), tmp_path / "short.safetensors", width=1 / 8)
+    with pytest.raises(FeatureError, match=r"features.5.weight does not fit"):
+        vgg.load(tmp_path / "short.safetensors", ["relu2_1"])
+
+
+def test_the_slim_network_is_small_and_knows_more_than_a_random_one():
+    assert vgg.SLIM.stat().st_size < 3e6
+    features = vgg.load("vgg19-slim", ("relu5_4",))
+    assert features.channels == {"relu5_4": 128}
+    assert sum(p.numel() for p in features.parameters()) == sum(
+        p.numel() for p in Features("relu5_4", 0.25).parameters()
+    )
+    from safetensors import safe_open
+
+    with safe_open(vgg.SLIM, framework="pt") as file:
+        report = json.loads(file.metadata()["notes"])
+    for tap, similarity in report["similarity"].items():
+        assert similarity > report["similarity_of_random_weights"][tap]
+    assert report["top1_agreement"] > 0.05  # of 1,000 classes; guessing gives 0.001
