@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from srlab.models.vgg import calibrate
+
 
 def pixel(sr: Tensor, hr: Tensor, kind: str = "l1") -> Tensor:
     """Pixel-wise content loss: mean absolute (``"l1"``) or mean squared (``"mse"``) error.
@@ -28,44 +30,44 @@ def pixel(sr: Tensor, hr: Tensor, kind: str = "l1") -> Tensor:
 class Perceptual(nn.Module):
     """Content loss in feature space: pictures should look alike to a trained network.
 
-    sum over taps of weight * mean (phi(SR) - phi(HR))^2 / mean phi(HR*)^2, where HR* are the
-    pictures that it is calibrated on. Feature values have no unit, and torchvision's are not those
-    of the network for which SRGAN's factor 1/12.75 was found; divided by their own mean square, a
-    term of 1 means "as wrong as no features at all", for every tap and every network. Johnson et
-    al. 2016, arXiv:1603.08155; Ledig et al. 2017, equation 5.
+    sum over taps of weight * mean (phi(SR) - phi(HR))^2 / scale^2, where the scale is the features'
+    root mean square on photographs (:func:`srlab.models.vgg.calibrate`). Feature values have no
+    unit, and torchvision's are not those of the network for which SRGAN's factor 1/12.75 was found;
+    divided by their own size, a term of 1 means "as wrong as no features at all", for every tap of
+    every network. Johnson et al. 2016, arXiv:1603.08155; Ledig et al. 2017, equation 5.
 
     Args:
         features: a frozen extractor, such as :func:`srlab.models.vgg.load` gives.
         weights: of its taps.
-        images: (N, 3, H, W) RGB in [0, 1], HR crops to calibrate on; a dozen is enough.
+        images: (N, 3, H, W) RGB in [0, 1], HR crops to calibrate ``features`` on first; a dozen
+            is enough. ``vgg19-slim`` comes calibrated.
 
     Raises:
         ValueError: a weight for a tap that ``features`` does not have.
     """
 
-    def __init__(self, features: nn.Module, weights: Mapping[str, float], images: Tensor):
+    def __init__(
+        self, features: nn.Module, weights: Mapping[str, float], images: Tensor | None = None
+    ):
         super().__init__()
         if missing := [tap for tap in weights if tap not in features.taps]:
             raise ValueError(f"features has no tap {missing[0]}: it has {', '.join(features.taps)}")
         self.features = features
         self.weights = dict(weights)
-        self.scale = mean_squares(features, images)
+        if images is not None:
+            calibrate(features, images)
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
         found = self.features(sr)
         with torch.no_grad():
             wanted = self.features(hr)
         terms = [
-            weight * F.mse_loss(found[tap].to(hr.dtype), wanted[tap].to(hr.dtype)) / self.scale[tap]
+            weight
+            * F.mse_loss(found[tap].to(hr.dtype), wanted[tap].to(hr.dtype))
+            / self.features.scales[tap] ** 2
             for tap, weight in self.weights.items()
         ]
         return torch.stack(terms).sum()
-
-
-@torch.no_grad()
-def mean_squares(features: nn.Module, images: Tensor) -> dict[str, float]:
-    """The mean square of each tap's features over some pictures."""
-    return {tap: maps.square().mean().item() for tap, maps in features(images).items()}
 
 
 def bce_critic(real: Tensor, fake: Tensor) -> Tensor:

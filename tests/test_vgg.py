@@ -145,7 +145,7 @@ def test_half_a_file_in_torchs_cache_is_refused(hub):
 def test_saved_features_come_back(tmp_path):
     torch.manual_seed(0)
     features = Features("relu3_1", width=1 / 8)
-    vgg.save(features, tmp_path / "mine.safetensors", width=1 / 8)
+    vgg.save(features, tmp_path / "mine.safetensors")
     loaded = vgg.load(tmp_path / "mine.safetensors", ["relu2_2"])
     image = torch.rand(1, 3, 16, 16)
     features.taps = ("relu2_2",)
@@ -168,7 +168,7 @@ def test_other_names_and_files_are_refused(tmp_path, monkeypatch, name, content,
 
 
 def test_weights_that_stop_too_early_are_refused(tmp_path):
-    vgg.save(Features("relu1_2", width=1 / 8), tmp_path / "short.safetensors", width=1 / 8)
+    vgg.save(Features("relu1_2", width=1 / 8), tmp_path / "short.safetensors")
     with pytest.raises(FeatureError, match=r"features.5.weight does not fit"):
         vgg.load(tmp_path / "short.safetensors", ["relu2_1"])
 

@@ -219,7 +219,7 @@ def main() -> None:
     features = student.fold()
     report = measure(features, student, teacher, held_out)
     report |= {"steps": options.steps, "batch_size": options.batch_size, "images": len(bank)}
-    vgg.save(features, options.out, width=WIDTH, notes=json.dumps(report))
+    vgg.save(features, options.out, notes=report)
     print(json.dumps(report, indent=2))
 
 
