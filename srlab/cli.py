@@ -77,30 +77,44 @@ def models() -> None:
 
 @app.command()
 def train(
-    model: Annotated[str, typer.Argument(help="srresnet, srresnet-16 or srgan.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="For PSNR: srresnet, srresnet-16, wdrn. Games: srgan, wdrn-vgg-wgan."),
+    ],
     data: Annotated[
-        list[str],
-        typer.Option(help="Set name or folder; repeat for more. NAME@2 halves its pictures first."),
-    ] = ["photos"],  # noqa: B006 (typer reads the default, nothing changes it)
+        list[str] | None,
+        typer.Option(
+            help="Set name or folder; repeat for more. NAME@2 halves its pictures first. "
+            "Default: photos."
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Take data, sizes and steps from this profile of the course."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/MODEL.")] = None,
     init: Annotated[
-        str | None, typer.Option(help="srgan: released model, file or run to start from.")
+        str | None,
+        typer.Option(help="Games: released model, file or run to start from."),
     ] = None,
-    validate: Annotated[str, typer.Option(help="Set that the log's val_psnr is measured on.")] = (
-        "photos-valid"
-    ),
-    steps: int = 1000,
-    batch_size: int = 16,
-    patch_size: Annotated[int, typer.Option(help="Side of the LR crop.")] = 24,
+    validate: Annotated[
+        str | None, typer.Option(help="Set that the log's val_psnr is measured on.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Default: 1000.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Default: 16.")] = None,
+    patch_size: Annotated[int | None, typer.Option(help="Side of the LR crop; default 24.")] = None,
     lr: Annotated[
-        float | None, typer.Option(help="Learning rate; default 1e-3, for srgan 1e-4.")
+        float | None, typer.Option(help="Learning rate; default 1e-3, for games 1e-4.")
     ] = None,
-    loss: Annotated[str | None, typer.Option(help="l1 or mse; default l1, for srgan mse.")] = None,
+    loss: Annotated[str | None, typer.Option(help="Pixel loss, l1 or mse.")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Games with VGG: vgg19-slim (default) or vgg19.")
+    ] = None,
     seed: int = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "32-true",
     warmup_steps: Annotated[
-        int | None, typer.Option(help="Steps of rising learning rate; default 20, for srgan 0.")
+        int | None, typer.Option(help="Steps of rising learning rate; default 20, for games 0.")
     ] = None,
     log_every: int = 20,
     validate_every: Annotated[int, typer.Option(help="A multiple of --log-every.")] = 100,
@@ -108,7 +122,7 @@ def train(
 ) -> None:
     """Train a generator, or go on with a run that was stopped.
 
-    `srlab train srresnet` trains for PSNR. `srlab train srgan --init runs/srresnet` plays the
+    `srlab train wdrn` trains for PSNR. `srlab train wdrn-vgg-wgan --init runs/wdrn` plays the
     adversarial game from there. Ctrl-C saves; the same command goes on.
     """
     import torch
@@ -116,26 +130,25 @@ def train(
 
     from srlab.evaluation import protocol
     from srlab.models import zoo
-    from srlab.models.critics import Discriminator
     from srlab.patches import PatchBank
     from srlab.training import config, loop
+    from srlab.training.recipes import RECIPES, build_critic, build_perceptual
+
+    recipe = RECIPES.get(model)
+    trainable = [name for name in zoo.ARCHITECTURES if name != "bicubic"]
+    if not recipe and model not in trainable:
+        known = ", ".join([*trainable, *RECIPES])
+        raise SrlabError(f"unknown model {model!r}: choose one of {known}.")
+    given = _profile(profile, game=recipe is not None)
+    data = data or [given.get("train_set", "photos")]
+    validate = validate or given.get("valid_set", "photos-valid")
+    features = features or given.get("features", "vgg19-slim")
+    patch_size = patch_size or given.get("patch_size", 24)
 
     torch.manual_seed(seed)
-    if model == "srgan":
-        if init is None:
-            raise SrlabError(
-                "srgan starts from a pre-trained generator: add --init with a released model, a "
-                "weight file or the folder of an `srlab train srresnet` run."
-            )
-        generator = zoo.load(init)
-    elif model in ("srresnet", "srresnet-16"):
-        generator = zoo.build(model)
-    else:
-        raise SrlabError(f"unknown model {model!r}: choose srresnet, srresnet-16 or srgan.")
-
     common: dict[str, Any] = {
-        "steps": steps,
-        "batch_size": batch_size,
+        "steps": given.get("steps", 1000) if steps is None else steps,
+        "batch_size": batch_size or given.get("batch_size", 16),
         "patch_size": patch_size,
         "log_every": log_every,
         "validate_every": validate_every,
@@ -143,12 +156,20 @@ def train(
     }
     if warmup_steps is not None:
         common["warmup_steps"] = warmup_steps
-    if model == "srgan":
+    if recipe:
+        if init is None and recipe.start not in zoo.released():
+            raise SrlabError(
+                f"{model} starts from a pre-trained generator: add --init with a released model, "
+                f"a weight file or the folder of an `srlab train {recipe.start}` run."
+            )
+        generator = zoo.load(init or recipe.start)
         rate = lr or config.AdversarialConfig.generator_lr
+        chosen = {"content": loss} if loss else {}
         settings = config.AdversarialConfig(
-            content=loss or "mse", generator_lr=rate, critic_lr=rate, **common
+            **recipe.settings | chosen | common | {"generator_lr": rate, "critic_lr": rate}
         )
     else:
+        generator = zoo.build(model)
         settings = config.PretrainConfig(
             loss=loss or "l1", lr=lr or config.PretrainConfig.lr, **common
         )
@@ -168,8 +189,11 @@ def train(
 
     folder = out or Path("runs") / model
     options: dict[str, Any] = {"validate": score, "fabric": fabric}
-    if model == "srgan":
-        critic = Discriminator(patch_size * generator.scale)
+    if recipe:
+        hr_size = patch_size * generator.scale
+        sample = PatchBank.from_files(files[:4], 4, "cpu", seed, shrink[:4]).batch(16, patch_size)
+        options["perceptual"] = build_perceptual(recipe, sample[1], features)
+        critic = build_critic(recipe, hr_size, features)
         result = loop.adversarial(generator, critic, bank, settings, folder, **options)
     else:
         result = loop.pretrain(generator, bank, settings, folder, **options)
@@ -292,6 +316,16 @@ def _parameters(pairs: list[str]) -> dict[str, Any]:
             raise SrlabError(f"-p {pair}: write NAME=VALUE.")
         parsed[name] = yaml.safe_load(value)
     return parsed
+
+
+def _profile(name: str | None, game: bool) -> dict[str, Any]:
+    """A profile's values, with ``steps`` those of a game or of a pre-training."""
+    if name is None:
+        return {}
+    from srlab.course.settings import read_profile
+
+    values = read_profile(name)
+    return values | {"steps": values["adversarial_steps" if game else "pretrain_steps"]}
 
 
 def _training_files(names: list[str]) -> tuple[list[Path], list[int]]:

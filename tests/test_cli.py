@@ -90,16 +90,31 @@ def test_train_resume_export_and_evaluate(run, photos, tmp_path):
     assert "mean" in out
 
 
-def test_train_srgan_from_a_run(run, photos, tmp_path):
+def test_train_srgan_from_a_run(run, photos, tmp_path, monkeypatch):
     data = ["--data", photos, "--validate", photos]
     assert run("train", "srresnet", *data, "--out", tmp_path / "a", *TINY)[0] == 0
     srgan = ["train", "srgan", *data, "--out", tmp_path / "b", *TINY]
     status, out, _ = run(*srgan, "--init", tmp_path / "a")
     assert status == 0
     assert "2 steps" in out
+    monkeypatch.setattr("srlab.models.zoo.released", dict)
     status, _, err = run(*srgan)
     assert status == 1
     assert "--init" in err
+
+
+def test_train_the_final_model_from_a_run_by_a_profile(run, photos, tmp_path):
+    """WDRN, perceptual loss, VGG critic and Wasserstein loss, end to end."""
+    data = ["--data", photos, "--validate", photos]
+    assert run("train", "wdrn", *data, "--out", tmp_path / "a", *TINY)[0] == 0
+    final = ["train", "wdrn-vgg-wgan", *data, "--out", tmp_path / "b", "--profile", "smoke"]
+    status, out, _ = run(*final, "--init", tmp_path / "a", "--steps", 2, "--device", "cpu")
+    assert status == 0
+    assert "2 steps" in out
+    log = (tmp_path / "b" / "log.csv").read_text().splitlines()
+    assert {"gap", "penalty", "gradient_norm", "perceptual"} <= set(log[0].split(","))
+    status, out, _ = run("evaluate", tmp_path / "b", "--dataset", photos)
+    assert status == 0
 
 
 @pytest.mark.parametrize(

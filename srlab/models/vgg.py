@@ -49,7 +49,7 @@ class Features(nn.Module):
 
     Attributes:
         channels: of each tap.
-        width: as given.
+        scales: of each tap, how large its values are on photographs; see :func:`calibrate`.
 
     Shape: (N, 3, H, W) RGB in [0, 1] -> {tap: (N, C, h, w)}; h = H // 2 ** (block - 1), and half
     of that behind the block's ``pool``.
@@ -81,6 +81,7 @@ class Features(nn.Module):
             channels[name] = before
         self.layers = nn.Sequential(*layers)
         self.channels = {tap: channels[tap] for tap in self.taps}
+        self.scales = dict.fromkeys(self.taps, 1.0)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
         self.requires_grad_(False).eval()
@@ -97,6 +98,23 @@ class Features(nn.Module):
     def train(self, mode: bool = True) -> "Features":
         return super().train(False)
 
+    def up_to(self, tap: str) -> "Features":
+        """A copy that ends at one tap and shares no weights with this network.
+
+        Raises:
+            ValueError: unknown tap, or one deeper than this network's layers.
+        """
+        if _depth(tap) > len(self.layers):
+            raise ValueError(
+                f"these features end at {LAYERS[len(self.layers) - 1]}, before {tap}: load them "
+                f"with taps=[{tap!r}]"
+            )
+        weights = self.layers[: _depth(tap)].state_dict()
+        copy = Features((tap,), self.width).to(self.mean.device, self.mean.dtype)
+        copy.layers.load_state_dict(weights)
+        copy.scales[tap] = self.scales.get(tap, 1.0)
+        return copy
+
 
 def _depth(tap: str) -> int:
     """Number of layers up to and with a tap."""
@@ -105,6 +123,24 @@ def _depth(tap: str) -> int:
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"VGG19 has no layer {tap!r}: choose among {', '.join(LAYERS)}{hint}")
     return LAYERS.index(tap) + 1
+
+
+@torch.no_grad()
+def calibrate(features: Features, images: Tensor) -> dict[str, float]:
+    """Measure, store and return ``features.scales``: each tap's root mean square on photographs.
+
+    Features have no natural unit; torchvision's are of another size than the Caffe features whose
+    squared error SRGAN divides by 12.75 squared. Divided by its scale, every tap of every network
+    has mean square 1, and one weight means the same everywhere. ``vgg19-slim`` comes calibrated;
+    for ``vgg19`` a few dozen HR crops of the training set do: the figure differs little between
+    one set of photographs and another.
+
+    Args:
+        images: (N, 3, H, W) RGB in [0, 1].
+    """
+    found = {tap: float(x.double().square().mean().sqrt()) for tap, x in features(images).items()}
+    features.scales = {tap: found[tap] for tap in features.taps}
+    return features.scales
 
 
 def load(name: str | Path = "vgg19-slim", taps: Sequence[str] = ("relu5_4",)) -> Features:
@@ -119,6 +155,7 @@ def load(name: str | Path = "vgg19-slim", taps: Sequence[str] = ("relu5_4",)) ->
             ones.
         ValueError: unknown tap.
     """
+    scales: dict[str, float] = {}
     if str(name) == "vgg19":
         features, weights = Features(taps), _read_torchvision(torchvision_file())
     else:
@@ -127,18 +164,19 @@ def load(name: str | Path = "vgg19-slim", taps: Sequence[str] = ("relu5_4",)) ->
             raise FeatureError(
                 f"there are no features {str(name)!r}: choose vgg19-slim, vgg19, or a file."
             )
-        width, weights = _read(path)
+        width, scales, weights = _read(path)
         features = Features(taps, width)
     own = {f"features.{key}": value for key, value in features.layers.state_dict().items()}
     for key, value in own.items():
         if key not in weights or weights[key].shape != value.shape:
             raise FeatureError(f"the weights of {name} are not VGG19's: {key} does not fit.")
     features.layers.load_state_dict({key[9:]: weights[key].float() for key in own})
+    features.scales |= {tap: scales[tap] for tap in features.taps if tap in scales}
     return features
 
 
 def save(features: Features, path: Path | str, notes: Mapping[str, Any] = {}) -> None:
-    """Write weights in half precision under torchvision's names.
+    """Write weights in half precision under torchvision's names, and the taps' scales.
 
     Args:
         notes: anything that JSON can hold: data, steps, figures.
@@ -150,8 +188,8 @@ def save(features: Features, path: Path | str, notes: Mapping[str, Any] = {}) ->
         for name, t in features.layers.state_dict().items()
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    header = {"width": str(features.width), "notes": json.dumps(dict(notes))}
-    save_file(weights, path, metadata={"format": "pt"} | header)
+    header = {"width": features.width, "scales": features.scales, "notes": dict(notes)}
+    save_file(weights, path, {"format": "pt"} | {k: json.dumps(v) for k, v in header.items()})
 
 
 def fetch(progress: bool = True) -> Path:
@@ -198,15 +236,16 @@ def _read_torchvision(path: Path) -> dict[str, Tensor]:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
-def _read(path: Path) -> tuple[float, dict[str, Tensor]]:
-    """Width and weights of a file that :func:`save` wrote."""
+def _read(path: Path) -> tuple[float, dict[str, float], dict[str, Tensor]]:
+    """Width, scales and weights of a file that :func:`save` wrote."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            width = float((file.metadata() or {})["width"])
-            return width, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+            width, scales = (json.loads((file.metadata() or {})[k]) for k in ("width", "scales"))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return float(width), dict(scales), weights
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise FeatureError(
             f"{path} holds no features of srlab ({type(error).__name__}: {error}): give a file "
             "that srlab wrote, or reinstall srlab if it is its own."

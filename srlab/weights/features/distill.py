@@ -148,7 +148,7 @@ def measure(features: vgg.Features, student: Student, teacher: nn.Module, held_o
     noise = Student().eval().fold()
     x = normalised(held_out)
     wanted, probabilities = ask(teacher, x)
-    report: dict = {"similarity": {}, "similarity_of_random_weights": {}, "scale": {}}
+    report: dict = {"similarity": {}, "similarity_of_random_weights": {}}
     for title, network in (("similarity", features), ("similarity_of_random_weights", noise)):
         network.taps = TAPS
         maps = network(held_out)
@@ -219,6 +219,8 @@ def main() -> None:
     features = student.fold()
     report = measure(features, student, teacher, held_out)
     report |= {"steps": options.steps, "batch_size": options.batch_size, "images": len(bank)}
+    features.taps = vgg.LAYERS[: len(features.layers)]
+    vgg.calibrate(features, held_out[:64])
     vgg.save(features, options.out, notes=report)
     print(json.dumps(report, indent=2))
 

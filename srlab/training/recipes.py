@@ -1,0 +1,72 @@
+"""Named games: which players, which losses. `srlab train NAME` and the chapters use them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from srlab.losses import Perceptual
+from srlab.models import vgg
+from srlab.models.critics import Discriminator, VGGCritic
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a game is made of, beside data and length.
+
+    Attributes:
+        start: the released model that enters the game if no other is given.
+        critic: ``"discriminator"`` or ``"vgg"``.
+        settings: fields of :class:`srlab.training.config.AdversarialConfig`.
+    """
+
+    start: str
+    critic: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+RECIPES = {
+    # Ledig et al. 2017, with the pixel loss for content.
+    "srgan": Recipe("srresnet", "discriminator"),
+    # WDRN, perceptual loss, a critic on VGG features, Wasserstein with gradient penalty. The slope
+    # of a Wasserstein critic is 1 for a whole picture, that of a mean over pixels far less: hence
+    # the small weight.
+    "wdrn-vgg-wgan": Recipe(
+        "wdrn",
+        "vgg",
+        {
+            "content": "l1",
+            "perceptual_weight": 0.1,
+            "adversarial": "wasserstein",
+            "adversarial_weight": 1e-3,
+            "lipschitz": "gradient-penalty",
+            "critic_steps": 5,
+            "critic_betas": (0.0, 0.9),
+        },
+    ),
+}
+# What the perceptual loss compares: textures and parts of objects.
+PERCEPTUAL_TAPS = {"relu2_2": 0.5, "relu4_4": 0.5}
+# What the VGG critic judges: deep enough for textures, shallow enough to see single strokes.
+CRITIC_TAP = "relu3_4"
+
+
+def build_critic(recipe: Recipe, hr_size: int, features: str = "vgg19-slim") -> nn.Module:
+    """The recipe's critic, fresh but for the pre-trained trunk.
+
+    Args:
+        hr_size: side of the HR crops that it will see.
+        features: for the VGG critic; see :func:`srlab.models.vgg.load`.
+    """
+    if recipe.critic == "vgg":
+        return VGGCritic(vgg.load(features, [CRITIC_TAP]), pixel_branch=True, patch=True)
+    return Discriminator(hr_size)
+
+
+def build_perceptual(
+    recipe: Recipe, images: Tensor, features: str = "vgg19-slim"
+) -> Perceptual | None:
+    """The recipe's perceptual loss, calibrated on HR crops; None if it has none."""
+    if not recipe.settings.get("perceptual_weight"):
+        return None
+    return Perceptual(vgg.load(features, list(PERCEPTUAL_TAPS)), PERCEPTUAL_TAPS, images)
