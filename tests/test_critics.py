@@ -8,6 +8,8 @@ from torch.testing import assert_close
 from srlab import losses
 from srlab.models.critics import Discriminator, VGGCritic
 from srlab.models.vgg import Features
+from srlab.training.config import AdversarialConfig
+from srlab.training.loop import check_critic
 
 
 def trunk(taps=("relu2_2",)):
@@ -105,3 +107,46 @@ def test_spectral_norm_divides_by_the_largest_singular_value(build, images):
             checked += 1
     assert checked >= 5
     assert all("parametrizations" not in n for n, _ in critic.named_parameters() if "trunk" in n)
+
+
+@pytest.mark.parametrize("tap", ["conv1_1", "pool1", "relu2_2", "pool2", "pool4"])
+@pytest.mark.parametrize("size", [(32, 32), (37, 51)])
+def test_the_pixel_branch_meets_every_tap_at_its_size(tap, size):
+    features = trunk((tap,))
+    image = torch.rand(2, 3, *size)
+    critic = VGGCritic(features, pixel_branch=True, patch=True, n_features=8)
+    assert critic(image).shape[-2:] == features(image)[tap].shape[-2:]
+
+
+@pytest.mark.parametrize("finetune", [False, True])
+def test_a_spectral_critic_is_accepted_and_follows_its_trunk(images, finetune):
+    config = AdversarialConfig(adversarial="wasserstein", lipschitz="spectral")
+    critic = VGGCritic(trunk(), finetune=finetune, n_features=8, spectral=True)
+    check_critic(critic, config)
+    with torch.no_grad():
+        for p in critic.trunk_parameters():
+            p.copy_(torch.randn_like(p))
+    critic.train()
+    for _ in range(60):
+        critic(images)
+    critic.eval()
+    for module in critic.trunk.layers if finetune else ():
+        if isinstance(module, nn.Conv2d):
+            largest = torch.linalg.matrix_norm(module.weight.detach().flatten(1), 2)
+            assert largest.item() == pytest.approx(1, abs=0.05)
+
+
+def test_a_frozen_trunk_stays_frozen_when_the_whole_critic_is_thawed():
+    critic = VGGCritic(trunk(), n_features=8).requires_grad_(False).requires_grad_(True)
+    assert {n.split(".")[0] for n, p in critic.named_parameters() if p.requires_grad} == {
+        "norm",
+        "head",
+    }
+    assert all(
+        p.requires_grad for p in VGGCritic(trunk(), finetune=True).requires_grad_(True).parameters()
+    )
+
+
+def test_instance_norm_needs_more_than_one_pixel():
+    with pytest.raises(ValueError, match="norm='instance' needs patch_size=32"):
+        Discriminator(16, norm="instance")

@@ -184,6 +184,6 @@ def test_the_slim_network_is_small_and_knows_more_than_a_random_one():
 
     with safe_open(vgg.SLIM, framework="pt") as file:
         report = json.loads(file.metadata()["notes"])
-    for tap, similarity in report["similarity"].items():
-        assert similarity > report["similarity_of_random_weights"][tap]
-    assert report["top1_agreement"] > 0.05  # of 1,000 classes; guessing gives 0.001
+    for tap, share in report["explained"].items():
+        assert share > report["explained_by_random_weights"][tap]
+    assert report["top1_agreement"] > 0.01  # of 1,000 classes; guessing gives 0.001

@@ -45,6 +45,11 @@ class Discriminator(nn.Module):
             raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
         if patch_size % 16 or patch_size < 16:
             raise ValueError(f"patch_size must be a positive multiple of 16, got {patch_size}")
+        if norm == "instance" and patch_size < 32:
+            raise ValueError(
+                "norm='instance' needs patch_size=32 or more: of 16 x 16 pixels one is left at the "
+                "end, with nothing to average over"
+            )
         self.patch_size = patch_size
         widths = [n_features * m for m in (1, 1, 2, 2, 4, 4, 8, 8)]
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1), nn.LeakyReLU(0.2)]
@@ -90,7 +95,8 @@ class VGGCritic(nn.Module):
             trained to ignore, such as noise and colour shifts, is not lost.
         patch: score every place by itself (Isola et al. 2017, PatchGAN) in place of the picture.
         n_features: channels of the head.
-        spectral: spectral norm in all layers that are trained from scratch.
+        spectral: spectral norm in all layers that learn; on a fine-tuned trunk it rescales what was
+            pre-trained, and it bounds no frozen one.
 
     Shape: (N, 3, H, W) RGB in [0, 1] -> (N, 1), or with ``patch`` (N, 1, H / s, W / s), where s is
     the tap's stride.
@@ -118,7 +124,7 @@ class VGGCritic(nn.Module):
         self.norm = nn.GroupNorm(1, channels)
         self.pixels = None
         if pixel_branch:
-            halvings = int(self.tap[4]) - 1
+            halvings = sum(n.startswith("pool") for n in LAYERS[: LAYERS.index(self.tap) + 1])
             self.pixels = nn.Sequential(nn.Conv2d(3, n_features, 3, padding=1), nn.LeakyReLU(0.2))
             for _ in range(halvings):
                 self.pixels.append(nn.Conv2d(n_features, n_features, 4, 2, padding=1))
@@ -135,6 +141,20 @@ class VGGCritic(nn.Module):
             add_spectral_norm(self.head)
             if self.pixels is not None:
                 add_spectral_norm(self.pixels)
+            if finetune:
+                add_spectral_norm(self.trunk)
+        self.train()
+
+    def train(self, mode: bool = True) -> "VGGCritic":
+        super().train(mode)
+        # Features stay in evaluation mode, but spectral norm follows its weights in training only.
+        self.trunk.layers.train(mode and self.finetune)
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> "VGGCritic":
+        super().requires_grad_(requires_grad)
+        self.trunk.requires_grad_(requires_grad and self.finetune)  # frozen stays frozen
+        return self
 
     def forward(self, image: Tensor) -> Tensor:
         seen = self.norm(self.trunk(image)[self.tap])
