@@ -514,3 +514,24 @@ def test_a_check_needs_no_place_for_its_record(root, capsys, monkeypatch):
     monkeypatch.setenv("SRLAB_COURSE", str(root / "nowhere"))
     monkeypatch.delenv("SRLAB_RUNS")
     assert "correct" in verdict(capsys, torch.relu)
+
+
+def test_a_chapter_starts_from_an_earlier_ones_run_or_from_a_released_model(root, monkeypatch):
+    from srlab.models import zoo
+
+    def pick(**options):
+        generator, which = course.earlier_generator("03", "wdrn", "lite", **options)
+        return type(generator).__name__, which
+
+    released = {"srresnet": zoo.released()["srresnet"]}
+    monkeypatch.setattr(zoo, "released", lambda: released)
+    assert pick(prefer="released") == ("SRResNet", "released srresnet")
+    kind, which = pick(prefer="own")
+    assert kind == "SRResNet"
+    assert "chapter 03 has not run here" in which
+    zoo.save(zoo.build("wdrn"), course.chapter_run("03", "lite") / "wdrn.safetensors")
+    assert pick(prefer="own") == ("WDRN", "wdrn from this computer's run of chapter 03")
+    released["wdrn"] = course.chapter_run("03", "lite") / "wdrn.safetensors"
+    assert pick(prefer="released") == ("WDRN", "released wdrn")
+    with pytest.raises(CourseError, match="'own' or 'released', got 'mine'"):
+        pick(prefer="mine")

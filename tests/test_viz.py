@@ -510,3 +510,37 @@ def test_before_after_uses_nothing_that_ipywidgets_is_about_to_drop(noise):
 def test_before_after_needs_pictures_of_one_size():
     with pytest.raises(ValueError, match=r"\(3, 8, 16\) and \(3, 8, 12\)"):
         before_after(torch.zeros(3, 8, 16), torch.zeros(3, 8, 12))
+
+
+# --- Repeated measurements and heat maps ----------------------------------------------------------
+
+
+def test_dots_stand_at_their_numbers_and_the_bar_at_their_mean():
+    values = {"a": [1.0, 2.0, 6.0], "b": [4.0, 4.0, 4.0]}
+    figure = figures.dots(values, "PSNR (dB)", vlines={"bicubic": 5.0}, alt="dots")
+    axes = figure.axes[0]
+    assert figure.alt == "dots"
+    assert [list(line.get_xdata()) for line in axes.lines[:2]] == list(values.values())
+    means = [segments.get_segments()[0][0][0] for segments in axes.collections]
+    assert means == pytest.approx([3.0, 4.0])
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["a", "b"]
+    assert texts(figure) == ["bicubic"]
+    # In the order given, the first on top, and drawn: blue dots at two heights.
+    rows = np.flatnonzero(near(decode(figure.png()), VERMILION).any(1))
+    assert rows.max() - rows.min() > 40
+    with pytest.raises(ValueError, match="values is empty"):
+        figures.dots({}, "x")
+
+
+def test_a_heatmap_writes_each_number_and_leaves_nan_empty():
+    values = torch.tensor([[1.0, math.nan], [0.25, 2.0]])
+    figure = figures.heatmap(values, ["r1", "r2"], ["c1", "c2"], "source", "joint", fmt=".2f")
+    axes = figure.axes[0]
+    assert texts(figure) == ["1.00", "0.25", "2.00"]
+    assert [t.get_position() for t in axes.texts] == [(0, 0), (0, 1), (1, 1)]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["c1", "c2"]
+    drawn = axes.images[0].get_array()
+    assert np.ma.getmaskarray(np.ma.masked_invalid(drawn)).tolist() == [[0, 1], [0, 0]]
+    assert figure.png() == figure.png()
+    with pytest.raises(ValueError, match=r"shape \(2, 2\), labels are 3 and 2"):
+        figures.heatmap(values, ["a", "b", "c"], ["c1", "c2"])
