@@ -81,7 +81,8 @@ def run_course(
     times = paths.read_json(folder / "times.json")
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{len(selected)} chapters, profile {profile}, results in {folder}")
+    count = f"{len(selected)} chapter{'s' * (len(selected) != 1)}"
+    console.print(f"{count}, profile {profile}, results in {folder}")
     earlier = [times.get(chapter.number, {}) for chapter in selected]
     if all(entry.get("status") == "done" for entry in earlier):
         console.print(f"The last run took {duration(sum(e['seconds'] for e in earlier))}.")
