@@ -5,6 +5,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -465,12 +466,21 @@ def test_spectrum_puts_pictures_of_different_sizes_on_one_footing():
 # --- before_after
 
 
+def still(widget):
+    """The PNG file in the widget's <img>, which must have an alternative text."""
+    data, alt = re.fullmatch(
+        r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)" style="[^"]+">', widget.view.value
+    ).groups()
+    assert alt == widget.alt
+    return base64.b64decode(data)
+
+
 @pytest.mark.parametrize("value", [0, 50, 100, 37])
 def test_left_of_a_white_line_is_one_picture_and_right_of_it_the_other(value, noise):
     a, b = noise(3, 20, 64), noise(3, 20, 64)
     widget = before_after(a, b / 255)
     widget.slider.value = value
-    shown = decode(widget.view.value)
+    shown = decode(still(widget))
     (line,) = np.nonzero((shown == 255).all((0, 2)))
     first, last = line[0], line[-1] + 1
     assert len(line) == last - first <= 2
@@ -493,7 +503,7 @@ def test_the_line_starts_in_the_middle_and_moves_with_the_slider(noise):
 def test_where_no_kernel_runs_a_still_picture_is_shown(noise):
     widget = before_after(noise(3, 8, 16), noise(3, 8, 16), labels=("bicubic", "SRGAN"))
     data = widget._repr_mimebundle_()
-    assert base64.b64decode(data["image/png"]) == widget.view.value
+    assert base64.b64decode(data["image/png"]) == still(widget)
     assert all(label in data["text/plain"] for label in ("bicubic", "SRGAN"))
     view = data["application/vnd.jupyter.widget-view+json"]
     assert view["model_id"] == widget.model_id

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from html import escape
 
 import ipywidgets
 import numpy as np
@@ -29,13 +30,8 @@ class BeforeAfter(ipywidgets.VBox):
             readout_format="d",
             layout=ipywidgets.Layout(width="420px"),
         )
-        width = min(left.shape[1], 900)
-        self.view = ipywidgets.Image(
-            value=self.png(),
-            format="png",
-            tooltip=self.alt,
-            layout=ipywidgets.Layout(width=f"{width}px", max_width="100%"),
-        )
+        # ipywidgets.Image knows no alternative text; an <img> of our own does.
+        self.view = ipywidgets.HTML(self.html())
         self.slider.observe(self._move, "value")
         caption = ipywidgets.Label(f"left: {labels[0]}   right: {labels[1]}")
         super().__init__([self.slider, caption, self.view])
@@ -50,8 +46,17 @@ class BeforeAfter(ipywidgets.VBox):
         Image.fromarray(joined).save(buffer, format="png", compress_level=1)
         return buffer.getvalue()
 
+    def html(self) -> str:
+        """The same picture as an ``<img>`` that holds its own data."""
+        data = base64.b64encode(self.png()).decode()
+        width = min(self.pair[0].shape[1], 900)
+        return (
+            f'<img src="data:image/png;base64,{data}" alt="{escape(self.alt)}" '
+            f'style="width: {width}px; max-width: 100%">'
+        )
+
     def _move(self, change: dict) -> None:
-        self.view.value = self.png()
+        self.view.value = self.html()
 
     def _repr_mimebundle_(self, **kwargs) -> dict[str, object]:
         live = super()._repr_mimebundle_(**kwargs)
