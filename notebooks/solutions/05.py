@@ -1,4 +1,5 @@
 # Solutions of chapter 05. Each part replaces one exercise cell; the tests run them.
+# ruff: noqa: F821 (a part runs inside its chapter, after the chapter's imports)
 
 # %% 05-1
 lowest_loss = -2 * 3
