@@ -95,7 +95,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/MODEL.")] = None,
     init: Annotated[
         str | None,
-        typer.Option(help="Games: released model, file or run to start from."),
+        typer.Option(help="Released model, file or run to start from; games need one."),
     ] = None,
     validate: Annotated[
         str | None, typer.Option(help="Set that the log's val_psnr is measured on.")
@@ -169,7 +169,9 @@ def train(
             **recipe.settings | chosen | common | {"generator_lr": rate, "critic_lr": rate}
         )
     else:
-        generator = zoo.build(model)
+        generator = zoo.load(init) if init else zoo.build(model)
+        if zoo.describe(generator) != zoo.describe(zoo.build(model)):
+            raise SrlabError(f"--init {init} holds another network than {model}: name its like.")
         settings = config.PretrainConfig(
             loss=loss or "l1", lr=lr or config.PretrainConfig.lr, **common
         )

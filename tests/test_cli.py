@@ -8,6 +8,7 @@ import torch
 
 from srlab import cli
 from srlab.images import write_image
+from srlab.models import zoo
 
 
 @pytest.fixture
@@ -101,6 +102,19 @@ def test_train_srgan_from_a_run(run, photos, tmp_path, monkeypatch):
     status, _, err = run(*srgan)
     assert status == 1
     assert "--init" in err
+
+
+def test_train_goes_on_from_the_weights_that_init_names(run, photos, tmp_path):
+    common = ["--data", photos, "--validate", photos, *TINY]
+    assert run("train", "srresnet", *common, "--out", tmp_path / "a")[0] == 0
+    still = [*common, "--init", tmp_path / "a", "--lr", "1e-12", "--out", tmp_path / "b"]
+    assert run("train", "srresnet", *still)[0] == 0
+    first, second = (dict(zoo.load(tmp_path / name).named_parameters()) for name in "ab")
+    for name, weight in first.items():
+        torch.testing.assert_close(second[name], weight)
+    status, _, err = run("train", "wdrn", *still[:-1], tmp_path / "c")
+    assert status == 1
+    assert "another network" in err
 
 
 def test_train_the_final_model_from_a_run_by_a_profile(run, photos, tmp_path):
