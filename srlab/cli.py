@@ -104,7 +104,11 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Default: 16.")] = None,
     patch_size: Annotated[int | None, typer.Option(help="Side of the LR crop; default 24.")] = None,
     lr: Annotated[
-        float | None, typer.Option(help="Learning rate; default 1e-3, for games 1e-4.")
+        float | None,
+        typer.Option(help="The generator's learning rate; default 1e-3, for games 1e-4."),
+    ] = None,
+    critic_lr: Annotated[
+        float | None, typer.Option(help="Games: the critic's; default as the recipe says.")
     ] = None,
     loss: Annotated[str | None, typer.Option(help="Pixel loss, l1 or mse.")] = None,
     features: Annotated[
@@ -163,11 +167,9 @@ def train(
                 f"a weight file or the folder of an `srlab train {recipe.start}` run."
             )
         generator = zoo.load(init or recipe.start)
-        rate = lr or config.AdversarialConfig.generator_lr
-        chosen = {"content": loss} if loss else {}
-        settings = config.AdversarialConfig(
-            **recipe.settings | chosen | common | {"generator_lr": rate, "critic_lr": rate}
-        )
+        chosen = {"content": loss, "generator_lr": lr, "critic_lr": critic_lr}
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        settings = config.AdversarialConfig(**recipe.settings | common | chosen)
     else:
         generator = zoo.load(init) if init else zoo.build(model)
         if zoo.describe(generator) != zoo.describe(zoo.build(model)):

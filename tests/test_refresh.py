@@ -1,19 +1,39 @@
 """Storing executed chapters: what a stored notebook keeps and what it drops."""
 
-import nbformat
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+import base64
+import io
 
-from srlab.course.refresh import normalised, store
+import nbformat
+import numpy as np
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
+
+from srlab.course.refresh import normalised, packed, store
 
 VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def png(pixels, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="png", **options)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def pixels_of(text):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGBA"))
 
 
 def executed():
     """A notebook as papermill leaves it."""
     bar = new_output("display_data", data={VIEW: {"model_id": "x"}, "text/plain": "  0%|  | 0/9"})
+    black = png(np.zeros((4, 4, 3), np.uint8))
     picture = new_output(
         "display_data",
-        data={VIEW: {"model_id": "y"}, "image/png": "iVBORw0KGgo=", "text/plain": "two pictures"},
+        data={
+            VIEW: {"model_id": "y"},
+            "image/png": black,
+            "text/plain": "two pictures",
+        },
     )
     cells = [
         new_markdown_cell("# 09 A title"),
@@ -67,3 +87,14 @@ def test_same_run_gives_the_same_file(tmp_path):
         "a.ipynb",
         "b.ipynb",
     ]
+
+
+def test_packing_a_picture_keeps_every_pixel():
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 4), np.uint8)
+    opaque = noise.copy()
+    opaque[..., 3] = 255
+    for pixels in (noise, opaque, noise[..., :3], noise[..., 0]):
+        text = png(pixels, compress_level=1)
+        np.testing.assert_array_equal(pixels_of(packed(text)), pixels_of(text))
+        assert len(packed(text)) <= len(text)
+    assert len(packed(png(opaque))) < len(png(opaque))
