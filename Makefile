@@ -7,12 +7,13 @@ PYTHON  ?= $(firstword $(foreach p,python3.12 python3.13 python3.11 python3 pyth
 	$(p) -c 'import sys; (3,11) <= sys.version_info[:2] <= (3,13) and print("$(p)")' 2>/dev/null)))
 CHAPTERS := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 
-.PHONY: help course test lab bench figures refresh lint format lock clean
+.PHONY: help course test lab site bench figures refresh format lock clean
 
 help:
 	@echo "make course   run all chapters, write them to runs/$(PROFILE)/ (PROFILE=smoke, lite or full)"
 	@echo "make test     lint, unit tests, then every chapter against its stored outputs"
 	@echo "make lab      open the chapters in JupyterLab"
+	@echo "make site     render the stored chapters to site/, a static web site with a search"
 	@echo "make bench    measure this machine: crops and training patches a second"
 	@echo "make figures  rebuild figures/"
 	@echo "make refresh  run the chapters in place, to store new outputs (CHAPTER=02 for one)"
@@ -31,6 +32,9 @@ test: $(VENV)/ready
 
 lab: $(VENV)/ready
 	@$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb
+
+site: $(VENV)/ready
+	@$(BIN)/srlab course site
 
 bench: $(VENV)/ready
 	@$(BIN)/srlab bench

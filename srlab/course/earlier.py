@@ -1,14 +1,16 @@
 """What an earlier chapter would have produced: from its own run, or a released model instead."""
 
-from torch import nn
+from typing import TYPE_CHECKING
 
 from srlab.course.paths import CourseError, chapter_run
-from srlab.models import zoo
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def earlier_generator(
     chapter: int | str, name: str, profile: str, prefer: str = "own", instead: str = "srresnet"
-) -> tuple[nn.Module, str]:
+) -> "tuple[nn.Module, str]":
     """A pre-trained generator for a chapter to start from, and a sentence that says which it is.
 
     Args:
@@ -21,6 +23,8 @@ def earlier_generator(
     Raises:
         CourseError: ``prefer`` is something else.
     """
+    from srlab.models import zoo
+
     if prefer not in ("own", "released"):
         raise CourseError(f"adversarial_start must be 'own' or 'released', got {prefer!r}.")
     file = chapter_run(chapter, profile) / f"{name}.safetensors"

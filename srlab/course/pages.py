@@ -1,61 +1,64 @@
-"""A small web site of executed chapters: a page for each and an index, to open from the disk."""
+"""Chapters as web pages that need no network: pictures, formulas and style are inside each file."""
 
 import html
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from srlab.course.paths import write_text
 
-# nbconvert's own page fetches scripts from the network, for diagrams, live widgets and formulas.
-# Here they are dropped: formulas become MathML, which browsers draw by themselves.
-TEMPLATE = """\
-{%- extends "lab/index.html.j2" -%}
-{%- block html_head_js_requirejs -%}{%- endblock -%}
-{%- block html_head_js_mermaidjs -%}{%- endblock -%}
-{%- block html_head_js_mathjax -%}{%- endblock -%}
-"""
-
-INDEX = """\
+PAGE = """\
 <!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Super-resolution GANs: profile {profile}</title>
+<title>{title} · Super-resolution GANs</title>
 <style>
-:root {{ color-scheme: light dark; --line: #d0d7de; --soft: #57606a; --link: #0550ae }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --line: #3d444d; --soft: #9198a1; --link: #79b8ff }}
-}}
-body {{ font: 16px/1.5 system-ui, sans-serif }}
-body {{ max-width: 46rem; margin: 3rem auto; padding: 0 1rem }}
-h1 {{ font-size: 1.6rem; margin-bottom: 0 }}
-p, th, .soft {{ color: var(--soft) }}
-table {{ width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums }}
-th, td {{ text-align: left; padding: .5rem .75rem .5rem 0; border-bottom: 1px solid var(--line) }}
-th {{ font-weight: 500 }}
-a {{ color: var(--link) }}
-.failed, .stopped {{ font-weight: 600 }}
+{style}
 </style>
-<h1>Super-resolution GANs</h1>
-<p>Profile {profile}: {done} of {total} chapters done, {took}</p>
-<table>
-<tr><th scope="col">Chapter<th scope="col">Status<th scope="col">Time<th scope="col">Notebook
-{rows}
-</table>
+<a class="skip" href="#content">Skip to the text</a>
+<div class="page">
+<nav class="chapters" aria-label="Chapters">
+<ol>
+{navigation}
+</ol>
+</nav>
+<main id="content">
+{body}
+</main>
+</div>
 </html>
 """
 
 
-def write_page(notebook: Path, folder: Path, title: str) -> None:
-    """Write the executed copy of a chapter in ``folder`` as one HTML file, pictures included."""
+def write_page(notebook: Path, folder: Path, title: str, chapters: Mapping[str, str] = {}) -> None:
+    """Write the copy of a chapter that lies in ``folder`` as one HTML file, pictures included.
+
+    Args:
+        notebook: the chapter; a copy of the same name in ``folder`` is what gets shown. Without
+            such a copy nothing is written.
+        title: of the page.
+        chapters: title and file stem of each chapter, for the navigation.
+    """
     import nbformat
-    from nbconvert import HTMLExporter
 
     executed = folder / notebook.name
-    if not executed.is_file():
-        return
-    nb = nbformat.read(executed, as_version=4)
+    if executed.is_file():
+        nb = nbformat.read(executed, as_version=4)
+        body = render(nb, notebook.parent)
+        write_text(executed.with_suffix(".html"), page(title, body, chapters))
+
+
+def render(nb: Any, folder: Path) -> str:
+    """A notebook's cells as HTML.
+
+    Args:
+        nb: notebook node; its live widgets are replaced by their still pictures.
+        folder: where files are that its prose shows.
+    """
+    from nbconvert import HTMLExporter
+
     nb.metadata.pop("widgets", None)
     formulas: list[str] = []
     for cell in nb.cells:
@@ -63,11 +66,49 @@ def write_page(notebook: Path, folder: Path, title: str) -> None:
             cell.outputs = [output for output in cell.outputs if make_static(output)]
         elif cell.cell_type == "markdown":
             cell.source = _take_formulas(cell.source, formulas)
-    resources = {"metadata": {"name": title, "path": str(notebook.parent)}}
-    exporter = HTMLExporter(embed_images=True, raw_template=TEMPLATE)
-    page, _ = exporter.from_notebook_node(nb, resources)
-    page = re.sub(r"FORMULA(\d+)X", lambda match: formulas[int(match[1])], page)
-    write_text(executed.with_suffix(".html"), page)
+    resources = {"metadata": {"name": "", "path": str(folder)}}
+    exporter = HTMLExporter(template_name="basic", embed_images=True)
+    body, _ = exporter.from_notebook_node(nb, resources)
+    body = re.sub(r"FORMULA(\d+)X", lambda match: formulas[int(match[1])], body)
+    # Another chapter, or the glossary, is the page beside this one.
+    return re.sub(r'(href="(?:\d\d_\w+|glossary))\.(?:ipynb|md)', r"\1.html", body)
+
+
+def page(title: str, body: str, chapters: Mapping[str, str] = {}) -> str:
+    """A whole HTML document: navigation on the left, the body, and ways to the next chapter."""
+    names = list(chapters)
+    items = ['<li><a href="index.html">Super-resolution GANs</a>'] if names else []
+    for name, stem in chapters.items():
+        here = ' aria-current="page"' if name == title else ""
+        items.append(f'<li><a href="{html.escape(stem)}.html"{here}>{html.escape(name)}</a>')
+        if here:
+            sections = [
+                f'<li><a href="#{anchor}">{re.sub("<[^>]*>", "", heading)}</a>'
+                for anchor, heading in re.findall(
+                    r'<h2 id="([^"]*)">(.*?)<a class="anchor-link"', body, re.DOTALL
+                )
+            ]
+            items.append("<ol>" + "\n".join(sections) + "</ol>")
+    if title in names:
+        at = names.index(title)
+        before = f"← {_link(chapters, names[at - 1])}" if at else ""
+        after = f"{_link(chapters, names[at + 1])} →" if at + 1 < len(names) else ""
+        body += f'\n<div class="turn"><span>{before}</span><span>{after}</span></div>'
+    return PAGE.format(
+        title=html.escape(title), style=_style(), navigation="\n".join(items), body=body
+    )
+
+
+def _link(chapters: Mapping[str, str], name: str) -> str:
+    return f'<a href="{html.escape(chapters[name])}.html">{html.escape(name)}</a>'
+
+
+def _style() -> str:
+    from jupyterlab_pygments import JupyterStyle
+    from pygments.formatters import HtmlFormatter
+
+    colours = HtmlFormatter(style=JupyterStyle).get_style_defs(".highlight")
+    return Path(__file__).with_name("page.css").read_text() + colours
 
 
 def _take_formulas(markdown: str, formulas: list[str]) -> str:
@@ -99,8 +140,8 @@ def make_static(output: Any) -> bool:
     return live is None or any(k == "text/html" or k.startswith("image/") for k in data)
 
 
-def write_index(folder: Path, chapters: dict[str, tuple[str, dict | None]]) -> None:
-    """Write ``index.html``.
+def write_index(folder: Path, chapters: Mapping[str, tuple[str, dict | None]]) -> None:
+    """Write ``index.html`` for a run of the course.
 
     Args:
         chapters: for each title the notebook's file stem and, if it was run, its entry in
@@ -119,14 +160,16 @@ def write_index(folder: Path, chapters: dict[str, tuple[str, dict | None]]) -> N
         else:
             rows.append(f'<tr><td>{title}<td class="soft">not run yet<td><td>')
     entries = [entry for _, entry in chapters.values() if entry]
-    page = INDEX.format(
-        profile=html.escape(folder.name),
-        done=sum(entry["status"] == "done" for entry in entries),
-        total=len(chapters),
-        took=duration(sum(entry["seconds"] for entry in entries)),
-        rows="\n".join(rows),
+    done = sum(entry["status"] == "done" for entry in entries)
+    took = duration(sum(entry["seconds"] for entry in entries))
+    profile = html.escape(folder.name)
+    body = (
+        f"<h1>Super-resolution GANs</h1>\n"
+        f'<p class="soft">Profile {profile}: {done} of {len(chapters)} chapters done, {took}</p>\n'
+        '<table>\n<tr><th scope="col">Chapter<th scope="col">Status<th scope="col">Time'
+        '<th scope="col">Notebook\n' + "\n".join(rows) + "\n</table>"
     )
-    write_text(folder / "index.html", page)
+    write_text(folder / "index.html", page(f"Profile {folder.name}", body))
 
 
 def duration(seconds: float) -> str:

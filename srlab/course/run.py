@@ -72,7 +72,7 @@ def run_course(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    course = _read_chapters()
+    course = read_chapters()
     selected = _select(course, chapters, start)
     values = {**_validated(parameters or {}, selected, profile), "profile": profile}
     runs = Path(out).resolve() if out else paths.runs_folder()
@@ -115,14 +115,19 @@ def run_course(
                 console.print(f"{chapter!s:{width}}   {entry['status']} in {took}")
                 paths.write_json(folder / "times.json", times)
                 if html:
-                    write_page(chapter.notebook, folder, str(chapter))
+                    pages = {
+                        str(c): c.notebook.stem
+                        for c in course
+                        if c in selected or (folder / c.notebook.name).is_file()
+                    }
+                    write_page(chapter.notebook, folder, str(chapter), pages)
                     write_index(
                         folder, {str(c): (c.notebook.stem, times.get(c.number)) for c in course}
                     )
     return folder
 
 
-def _read_chapters() -> list[Chapter]:
+def read_chapters() -> list[Chapter]:
     found = [
         Chapter(path.name[:2], _title(path), path, tuple(declared(path)))
         for path in paths.notebooks()
