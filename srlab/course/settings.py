@@ -21,6 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from srlab.course.order import explain_missing_names
 from srlab.course.paths import chapter_number, chapter_run, course_root, notebooks
 from srlab.errors import SrlabError
 
@@ -77,6 +78,8 @@ def settings(chapter: int | str, *, profile: str = "lite", **values: Any) -> Set
             )
         values[name] = defaults[name] if value is None else value
         check_type(name, values[name], defaults.get(name), profile)
+    if notebook:
+        explain_missing_names(notebook)
     run = chapter_run(chapter, profile)
     return Settings(chapter=chapter, profile=profile, **values, run=run)
 
