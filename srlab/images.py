@@ -1,16 +1,25 @@
 """Files to tensors and back: RGB in [0, 1], channels first; luma; the 8-bit rounding of files.
 
+:func:`read_image` and :func:`write_image` are for training and measuring. :func:`read_picture` and
+:func:`write_strips` are for a person's own pictures: what a file holds besides RGB is kept, and
+the pixels may be made while they are written.
+
 People have 16 bit, palettes, transparency, CMYK, photos lying on their side, downloads that
 stopped half-way. Each is read as a viewer would show it, or refused by an :class:`ImageError`.
 """
 
+import math
 import os
+import struct
 import sys
 import warnings
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import numpy as np
@@ -21,6 +30,11 @@ from torch import Tensor
 from srlab.errors import SrlabError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+# What write_strips writes, under Pillow's names, and the largest side that a format can hold.
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+FORMATS |= {".tif": "TIFF", ".tiff": "TIFF"}
+_LARGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 
 # Not all that Pillow knows: it would hand PostScript to an interpreter, for one.
 _READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
@@ -44,6 +58,31 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 class ImageError(SrlabError):
     """A file that cannot be read as a picture or written as one; the message names it."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as its file stores it, but upright.
+
+    Attributes:
+        samples: (H, W, C) uint8 or uint16. C is 1 for grey, 2 for grey and alpha, 3 for RGB, 4 for
+            RGB and alpha; alpha is not multiplied into the colours.
+        icc: the ICC profile of the colours, or None.
+    """
+
+    samples: np.ndarray
+    icc: bytes | None = None
+
+    @property
+    def has_alpha(self) -> bool:
+        return self.samples.shape[2] in (2, 4)
+
+    def over_white(self) -> "Picture":
+        """Without alpha, as it looks on white paper."""
+        if not self.has_alpha:
+            return self
+        samples = self.samples / np.float32(np.iinfo(self.samples.dtype).max)
+        return Picture(_from_float(_on_white(samples), self.samples.dtype), self.icc)
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -84,6 +123,45 @@ def read_image_u8(path: str | Path) -> Tensor:
     """As :func:`read_image`, but (3, H, W) uint8: a quarter of the memory, 16 bits rounded to 8."""
     pixels = _decode(path)
     return pixels if pixels.dtype == torch.uint8 else to_uint8(pixels)
+
+
+def read_picture(source: str | Path | BytesIO | Image.Image) -> Picture:
+    """Read a picture as it is stored: grey or RGB, 8 or 16 bit, with its alpha and ICC profile.
+
+    It is turned as the EXIF orientation says. One bit becomes 8 bits of grey, a palette RGB, float
+    TIFF in [0, 1] 16 bits, and CMYK sRGB, as in :func:`read_image`. Of several frames, the first.
+    A profile for another number of channels than the picture has is dropped.
+
+    Args:
+        source: a file, the bytes of one, or a picture in Pillow's hands, which stays as it is.
+
+    Raises:
+        ImageError: as :func:`read_image`.
+    """
+    if isinstance(source, Image.Image):
+        with _explained(source):
+            image = source.copy()
+            samples = _samples(_upright(image), source)
+    else:
+        with _opened(source) as image:
+            samples = _file_samples(image, source)
+    if samples.dtype == np.float32:
+        samples = _from_float(samples, np.uint16)
+    icc = image.info.get("icc_profile")
+    space = b"GRAY" if samples.shape[2] < 3 else b"RGB "
+    if not isinstance(icc, bytes) or icc[16:20] != space or icc[36:40] != b"acsp":
+        icc = None
+    return Picture(samples, icc)
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """Height and width in the file's header, before any EXIF orientation.
+
+    Raises:
+        ImageError: as :func:`read_image`, but damage behind the header goes unnoticed.
+    """
+    with _opened(path) as image:
+        return image.height, image.width
 
 
 def is_grey(path: str | Path) -> bool:
@@ -128,17 +206,79 @@ def write_image(image: Tensor, path: str | Path) -> None:
         raise ImageError(f"{path} was not written: the image holds NaN, so its model has diverged.")
     pixels = image if image.dtype == torch.uint8 else to_uint8(image)
     pixels = pixels.permute(1, 2, 0).cpu().numpy()
+    with replacing(path, suffix) as temporary:
+        picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+        picture.save(temporary, **_SAVE_OPTIONS.get(suffix, {}))
+
+
+@contextmanager
+def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
+    """A temporary file beside ``path`` that takes its place if the body succeeds.
+
+    Whatever happens, no half-written file bears the name ``path``. Missing folders are made.
+
+    Raises:
+        ImageError: any error of the body that is not an SrlabError already.
+    """
     temporary = path.with_name(f".{uuid4().hex}{suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-        picture.save(temporary, **_SAVE_OPTIONS.get(suffix, {}))
+        yield temporary
         os.replace(temporary, path)
+    except SrlabError:
+        raise
     except Exception as error:
         raise ImageError(f"{path} could not be written: {_describe(error)}.") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def check_size(kind: str, height: int, width: int) -> None:
+    """Raise :class:`ImageError` if a format of :data:`FORMATS` cannot hold so many pixels."""
+    largest = _LARGEST_SIDE.get(kind, 2**31 - 1)
+    if max(height, width) > largest:
+        size = f"{width} x {height} pixels are too many for {kind}"
+        raise ImageError(f"{size}, which ends at {largest:,} a side: choose PNG or TIFF.")
+
+
+def write_strips(
+    file: BinaryIO,
+    kind: str,
+    strips: Iterable[np.ndarray],
+    shape: tuple[int, int, int],
+    dtype: np.dtype | type,
+    icc: bytes | None = None,
+    quality: int | None = None,
+) -> None:
+    """Write a picture whose rows arrive strip by strip, so that it need never exist as a whole.
+
+    PNG and TIFF are compressed strip by strip. Pillow encodes JPEG and WebP from one piece, in
+    which the strips are collected at up to 4 bytes a pixel.
+
+    Args:
+        file: open for writing; TIFF also seeks.
+        kind: PNG or TIFF; or JPEG (no alpha) or WEBP (no grey channel: it becomes RGB), 8 bit both.
+        strips: (rows, W, C) arrays from top to bottom, together ``shape``, of any heights.
+        shape: (H, W, C), with C as in :class:`Picture`.
+        dtype: uint8 or uint16.
+        quality: of JPEG (default 95) and WebP (default: lossless), 1 to 100.
+    """
+    if kind == "PNG":
+        _write_png(file, strips, shape, dtype, icc)
+    elif kind == "TIFF":
+        _write_tiff(file, strips, shape, dtype, icc)
+    else:
+        options = _JPEG if kind == "JPEG" else {"lossless": quality is None}
+        options = options | ({"quality": quality} if quality else {})
+        mode = ("L", "LA", "RGB", "RGBA")[shape[2] - 1]
+        canvas, top = Image.new(mode, (shape[1], shape[0])), 0
+        for strip in strips:
+            canvas.paste(Image.fromarray(strip[..., 0] if mode == "L" else strip), (0, top))
+            top += len(strip)
+        encoded = BytesIO()  # Pillow hides why a file could not be written; file.write() tells
+        canvas.save(encoded, kind, icc_profile=icc, **options)
+        file.write(encoded.getbuffer())
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -179,56 +319,94 @@ def luma(rgb: Tensor) -> Tensor:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def _opened(source: str | Path | BytesIO) -> Iterator[Image.Image]:
     """Open a file with Pillow; what goes wrong here or in the body ends in an ImageError."""
-    try:
-        if os.path.isdir(path):
-            raise ImageError(f"{path} is a folder: name an image file in it.")
-        if not os.path.isfile(path):
-            raise ImageError(f"There is no file {path}: check its name and folder.")
-        if os.path.getsize(path) == 0:
-            raise ImageError(f"{path} is empty (0 bytes): copy or download it again.")
-        with Image.open(path, formats=_READABLE) as image:
+    with _explained(source):
+        if isinstance(source, BytesIO):
+            source.seek(0)
+            size = len(source.getbuffer())
+        elif os.path.isdir(source):
+            raise ImageError(f"{source} is a folder: name an image file in it.")
+        elif not os.path.isfile(source):
+            raise ImageError(f"There is no file {source}: check its name and folder.")
+        else:
+            size = os.path.getsize(source)
+        if size == 0:
+            raise ImageError(f"{_name(source)} is empty (0 bytes): copy or download it again.")
+        with Image.open(source, formats=_READABLE) as image:
             yield image
+
+
+@contextmanager
+def _explained(source: str | Path | BytesIO | Image.Image) -> Iterator[None]:
+    """Turn whatever goes wrong in reading into an ImageError that names the source."""
+    name = _name(source)
+    try:
+        yield
     except ImageError:
         raise
     except UnidentifiedImageError as error:
         kinds = "a damaged or rare kind of PNG, JPEG, WebP, BMP, TIFF or GIF, or none of these"
-        raise ImageError(f"{path} is not a readable image: {kinds}.") from error
+        raise ImageError(f"{name} is not a readable image: {kinds}.") from error
     except Image.DecompressionBombError as error:
         advice = "if you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS"
-        raise ImageError(f"{path} has too many pixels ({error}): {advice}.") from error
+        raise ImageError(f"{name} has too many pixels ({error}): {advice}.") from error
     except Exception as error:  # a damaged file can raise nearly anything
-        raise ImageError(f"{path} is damaged or unsupported: {_describe(error)}.") from error
+        raise ImageError(f"{name} is damaged or unsupported: {_describe(error)}.") from error
+
+
+def _name(source: str | Path | BytesIO | Image.Image) -> str:
+    return str(source) if isinstance(source, str | Path) else "the given picture"
 
 
 def _decode(path: str | Path) -> Tensor:
     """(3, H, W) RGB: uint8, or float32 in [0, 1] where 8 bits would round something away."""
     with _opened(path) as image:
-        rawmode = _rawmode(image)
-        _refuse_misread(image, path)
-        _load(image)
-        if rawmode in _LOW_BYTE:
-            pixels = np.array(image).astype(np.uint16) << 8 | _low_bytes(path)
-        elif image.mode.startswith("I;16"):
-            pixels = np.array(image).astype(np.uint16)  # in native byte order
-        elif image.mode == "F":
-            pixels = np.array(image)
-            if not (pixels.min() >= 0 and pixels.max() <= 1):
-                found = f"{pixels.min():g} to {pixels.max():g}"
-                raise ImageError(f"{path} holds floats from {found}: scale them to [0, 1] first.")
-        elif image.mode == "CMYK":
-            pixels = np.array(_cmyk_to_rgb(image))
-        else:
-            pixels = np.array(image.convert("RGBA" if image.has_transparency_data else "RGB"))
-    if pixels.ndim == 2:
-        pixels = pixels[..., None].repeat(3, axis=2)
-    if pixels.dtype == np.uint16 or pixels.shape[2] == 4:
-        pixels = pixels / np.float32(np.iinfo(pixels.dtype).max)
-    if pixels.shape[2] == 4:
-        colour, alpha = pixels[..., :3], pixels[..., 3:]
-        pixels = colour * alpha + (1 - alpha)
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        samples = _file_samples(image, path)
+    alpha = samples.shape[2] in (2, 4)
+    if samples.dtype == np.uint16 or alpha:
+        samples = samples / np.float32(np.iinfo(samples.dtype).max)
+    if alpha:
+        samples = _on_white(samples)
+    return torch.from_numpy(samples).permute(2, 0, 1).expand(3, -1, -1).contiguous()
+
+
+def _file_samples(image: Image.Image, source: str | Path | BytesIO) -> np.ndarray:
+    """The samples of a file just opened: (H, W, 1 to 4) uint8, uint16, or float32 in [0, 1]."""
+    rawmode = _rawmode(image)
+    _refuse_misread(image, source)
+    if rawmode not in _LOW_BYTE:
+        return _samples(_upright(image), source)
+    samples = np.array(_upright(image)).astype(np.uint16) << 8 | _low_bytes(source)
+    return samples[..., [0, 3]] if rawmode == "LA;16B" else samples
+
+
+def _samples(image: Image.Image, source: str | Path | BytesIO | Image.Image) -> np.ndarray:
+    """As :func:`_file_samples`, from what Pillow has decoded."""
+    if image.mode.startswith("I;16"):
+        samples = np.array(image).astype(np.uint16)  # in native byte order
+    elif image.mode == "F":
+        samples = np.array(image)
+        if not (samples.min() >= 0 and samples.max() <= 1):
+            found = f"{samples.min():g} to {samples.max():g}"
+            name = _name(source)
+            raise ImageError(f"{name} holds floats from {found}: scale them to [0, 1] first.")
+    elif image.mode == "CMYK":
+        samples = np.array(_cmyk_to_rgb(image))
+    else:
+        colour = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+        samples = np.array(image.convert(colour + "A" * image.has_transparency_data))
+    return samples[..., None] if samples.ndim == 2 else samples
+
+
+def _on_white(samples: np.ndarray) -> np.ndarray:
+    """(H, W, colours and alpha) floats in [0, 1] to the colours that one sees on white paper."""
+    colour, alpha = samples[..., :-1], samples[..., -1:]
+    return colour * alpha + (1 - alpha)
+
+
+def _from_float(samples: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
+    return (samples * np.float32(np.iinfo(dtype).max) + np.float32(0.5)).astype(dtype)
 
 
 def _rawmode(image: Image.Image) -> str | None:
@@ -237,8 +415,9 @@ def _rawmode(image: Image.Image) -> str | None:
     return args[0] if isinstance(args, tuple) else args
 
 
-def _refuse_misread(image: Image.Image, path: str | Path) -> None:
+def _refuse_misread(image: Image.Image, source: str | Path | BytesIO) -> None:
     """Refuse what Pillow would decode to wrong pixels without a word."""
+    path = _name(source)
     if image.mode == "I":
         raise ImageError(f"{path} holds integers of unknown range: save it as 8 or 16 bit.")
     bits = image.tag_v2.get(258, (1,)) if image.format == "TIFF" else (1,)
@@ -251,14 +430,15 @@ def _refuse_misread(image: Image.Image, path: str | Path) -> None:
         raise ImageError(f"{path} is a rare kind of TIFF ({kind}): save it as 16-bit PNG.")
 
 
-def _load(image: Image.Image) -> None:
-    """Decode the pixels and turn them as the EXIF orientation says."""
+def _upright(image: Image.Image) -> Image.Image:
+    """The image itself, its pixels decoded and turned as the EXIF orientation says."""
     image.load()
     with suppress(Exception):  # damaged metadata must not cost an intact picture
         ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
-def _low_bytes(path: str | Path) -> np.ndarray:
+def _low_bytes(path: str | Path | BytesIO) -> np.ndarray:
     """The low bytes of a 16-bit colour file, in the layout in which Pillow gives the high ones."""
     with _opened(path) as image:
         rawmode = _rawmode(image)
@@ -267,8 +447,7 @@ def _low_bytes(path: str | Path) -> np.ndarray:
             tile._replace(args=low if tile.args == rawmode else low + tile.args[1:])
             for tile in image.tile
         ]
-        _load(image)
-        return np.array(image)[..., [1, 1, 1, 3] if rawmode == "LA;16B" else slice(None)]
+        return np.array(_upright(image))[..., [1, 1, 1, 3] if rawmode == "LA;16B" else slice(None)]
 
 
 def _cmyk_to_rgb(image: Image.Image) -> Image.Image:
@@ -288,3 +467,111 @@ def _cmyk_to_rgb(image: Image.Image) -> Image.Image:
 
 def _describe(error: Exception) -> str:
     return str(error) or type(error).__name__
+
+
+def _write_png(
+    file: BinaryIO,
+    strips: Iterable[np.ndarray],
+    shape: tuple[int, int, int],
+    dtype: np.dtype | type,
+    icc: bytes | None,
+) -> None:
+    """PNG after ISO/IEC 15948: Pillow can neither write 16-bit colour nor row by row."""
+    height, width, channels = shape
+    depth = np.dtype(dtype).itemsize
+
+    def chunk(kind: bytes, body: bytes) -> None:
+        file.write(struct.pack(">I", len(body)) + kind + body)
+        file.write(struct.pack(">I", zlib.crc32(kind + body)))
+
+    file.write(b"\x89PNG\r\n\x1a\n")
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8 * depth, colour_type, 0, 0, 0))
+    if icc:
+        chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc))
+    deflate = _deflater()
+    above = np.zeros((1, width * channels * depth), np.uint8)
+    for strip in strips:
+        rows = np.ascontiguousarray(strip, f">u{depth}").reshape(len(strip), -1).view(np.uint8)
+        for top in range(0, len(rows), 32):  # few enough to stay in the processor's cache
+            block = rows[top : top + 32]
+            if data := deflate.compress(_paeth(block, above, channels * depth)):
+                chunk(b"IDAT", data)
+            above = block[-1:]
+    chunk(b"IDAT", deflate.flush())
+    chunk(b"IEND", b"")
+
+
+def _paeth(rows: np.ndarray, above: np.ndarray, step: int) -> np.ndarray:
+    """PNG's filter 4 (ISO/IEC 15948, 9.4): each byte less the neighbour that predicts it best.
+
+    Args:
+        rows: (n, bytes) uint8.
+        above: (1, bytes) the row before them, zero at the top of the picture.
+        step: bytes a pixel.
+
+    Returns:
+        (n, 1 + bytes) uint8; the first byte of a row names the filter.
+    """
+    up = np.concatenate([above, rows[:-1]])
+    left, corner = (np.pad(x[:, :-step], ((0, 0), (step, 0))) for x in (rows, up))
+    a, b, c = (x.astype(np.int16) for x in (left, up, corner))
+    to_a, to_b, to_c = np.abs(b - c), np.abs(a - c), np.abs(a + b - 2 * c)
+    best = np.where((to_a <= to_b) & (to_a <= to_c), left, np.where(to_b <= to_c, up, corner))
+    return np.pad(rows - best, ((0, 0), (1, 0)), constant_values=4)
+
+
+def _write_tiff(
+    file: BinaryIO,
+    strips: Iterable[np.ndarray],
+    shape: tuple[int, int, int],
+    dtype: np.dtype | type,
+    icc: bytes | None,
+) -> None:
+    """TIFF with Deflate and horizontal differences, which all readers know."""
+    import tifffile
+
+    dtype, rows = np.dtype(dtype).newbyteorder("<"), 64
+
+    def encode() -> Iterator[bytes]:
+        for strip in _regroup(strips, rows):
+            differences = np.diff(strip, axis=1, prepend=strip.dtype.type(0))
+            deflate = _deflater()
+            yield deflate.compress(differences.astype(dtype)) + deflate.flush()
+
+    tifffile.imwrite(
+        file,
+        encode(),
+        shape=shape if shape[2] > 1 else shape[:2],
+        dtype=dtype,
+        byteorder="<",
+        bigtiff=math.prod(shape) * dtype.itemsize > 2**32 - 2**25,
+        photometric="rgb" if shape[2] > 2 else "minisblack",
+        planarconfig="contig" if shape[2] > 1 else None,
+        extrasamples=["unassalpha"] if shape[2] in (2, 4) else None,
+        compression="adobe_deflate",
+        predictor=2,
+        rowsperstrip=rows,
+        iccprofile=icc,
+        metadata=None,
+    )
+
+
+def _deflater() -> Any:
+    """For differences of neighbours, where looking for anything but runs costs ten times the time.
+
+    (On upscaled photographs it saves 3% of the size.)
+    """
+    return zlib.compressobj(strategy=zlib.Z_RLE)
+
+
+def _regroup(strips: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
+    """The same rows in strips of ``rows`` each, but for the last."""
+    kept: list[np.ndarray] = []
+    for strip in strips:
+        strip = np.concatenate([*kept, strip])
+        whole = len(strip) - len(strip) % rows
+        yield from (strip[top : top + rows] for top in range(0, whole, rows))
+        kept = [strip[whole:]]
+    if kept and len(kept[0]):
+        yield kept[0]

@@ -1,5 +1,7 @@
 """Super-resolve an image of any size in tiles, with the same result as in one piece."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -26,8 +28,7 @@ def upscale(model: nn.Module, lr: Tensor, tile: int | None = 256) -> Tensor:
     Raises:
         SrlabError: ``tile`` is not positive.
     """
-    if tile is not None and tile < 1:
-        raise SrlabError(f"tile must be at least 1 pixel, got {tile}: 256 suits most machines.")
+    check_tile(tile)
     if lr.ndim == 3:
         return upscale(model, lr[None], tile)[0]
     training = [module for module in model.modules() if module.training]
@@ -35,24 +36,39 @@ def upscale(model: nn.Module, lr: Tensor, tile: int | None = 256) -> Tensor:
     try:
         if tile is None or max(lr.shape[-2:]) <= tile:
             return model(lr)
-        return _tiled(model, lr, tile)
+        n, c, height, width = lr.shape
+        sr = lr.new_empty(n, c, height * model.scale, width * model.scale)
+        for top, left, part in tiles(model, lr, tile):
+            sr[..., top : top + part.shape[-2], left : left + part.shape[-1]] = part
+        return sr
     finally:
         for module in training:  # some may have been frozen in evaluation mode
             module.training = True
 
 
-def _tiled(model: nn.Module, lr: Tensor, tile: int) -> Tensor:
-    n, c, height, width = lr.shape
+def check_tile(tile: int | None) -> None:
+    """Raise SrlabError unless ``tile`` is None or positive."""
+    if tile is not None and tile < 1:
+        raise SrlabError(f"tile must be at least 1 pixel, got {tile}: 256 suits most machines.")
+
+
+def tiles(model: nn.Module, lr: Tensor, tile: int) -> Iterator[tuple[int, int, Tensor]]:
+    """The parts of :func:`upscale`'s result, row by row of tiles, one at a time.
+
+    Args:
+        model: a generator in evaluation mode.
+        lr: (N, 3, H, W).
+
+    Yields:
+        ``(top, left, part)``: a part (N, 3, h, w) of the SR image and where it belongs there.
+    """
+    height, width = lr.shape[-2:]
     scale, border = model.scale, model.receptive_radius
-    sr = lr.new_empty(n, c, height * scale, width * scale)
     for top in range(0, height, tile):
         for left in range(0, width, tile):
             bottom, right = min(top + tile, height), min(left + tile, width)
             y, x = max(top - border, 0), max(left - border, 0)
             out = model(lr[..., y : bottom + border, x : right + border])
-            sr[..., top * scale : bottom * scale, left * scale : right * scale] = out[
-                ...,
-                (top - y) * scale : (bottom - y) * scale,
-                (left - x) * scale : (right - x) * scale,
-            ]
-    return sr
+            rows = slice((top - y) * scale, (bottom - y) * scale)
+            columns = slice((left - x) * scale, (right - x) * scale)
+            yield top * scale, left * scale, out[..., rows, columns]
