@@ -195,7 +195,7 @@ def test_declared_reads_the_tagged_cell_only(root):
     ids=["JupyterLab", "-p steps 5", "-f lite.yaml", "-p step 5", "corrected and run again"],
 )
 def test_names_that_papermill_injected_are_checked(root, monkeypatch, cells, refused):
-    shell = SimpleNamespace(user_ns={"In": cells})
+    shell = SimpleNamespace(user_ns={"In": cells}, set_custom_exc=lambda *handler: None)
     monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
     if refused:
         with pytest.raises(SettingsError, match=f"Unknown parameter {refused} .*mean steps"):

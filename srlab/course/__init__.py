@@ -12,8 +12,17 @@
 from srlab.course import check
 from srlab.course.earlier import earlier_generator
 from srlab.course.paths import chapter_run
+from srlab.course.progress import progress
 from srlab.course.run import run_course
 from srlab.course.settings import settings
 from srlab.course.show import source
 
-__all__ = ["chapter_run", "check", "earlier_generator", "run_course", "settings", "source"]
+__all__ = [
+    "chapter_run",
+    "check",
+    "earlier_generator",
+    "progress",
+    "run_course",
+    "settings",
+    "source",
+]

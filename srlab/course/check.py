@@ -77,15 +77,6 @@ def value(number: str, answer: Any, expected: Any, tolerance: float = 0, hint: s
     _report(number, "correct")
 
 
-def progress() -> None:
-    """Print which exercises are solved and which were tried, chapter by chapter."""
-    record = read_json(runs_folder() / "progress.json")
-    if not record:
-        print("no exercise attempted yet")
-    for number in sorted(record):
-        print(f"exercise {number}: {record[number]}")
-
-
 def _call(function: Callable, arguments: tuple) -> Any:
     import torch
 

@@ -1,0 +1,283 @@
+"""Widgets that work: a training run to watch and to stop, a photo to enlarge."""
+
+import asyncio
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import torch
+from torch import Tensor, nn
+
+from srlab.errors import SrlabError
+from srlab.evaluation.upscale import upscale
+from srlab.images import read_image, write_image
+from srlab.training.config import AdversarialConfig, PretrainConfig
+from srlab.training.loop import Result, game_metrics
+from srlab.training.monitor import read_log
+from srlab.viz.card import Card, beside, choice, controls, data_uri, img, note, png, tile
+from srlab.viz.figures import Figure, curves, picture
+
+
+class TrainingPanel(Card):
+    """A training run while it goes: curves, a sample picture, speed, time left, a Stop button.
+
+    ::
+
+        panel = TrainingPanel(folder, config, sample=lr)
+        result = await panel.run(pretrain, generator, bank)
+
+    Stop, as the kernel's interrupt button, ends the run after its step, saved: the same cell goes
+    on from there. The training works in a thread of its own while the cell waits for it, so that
+    the click can arrive (with ipykernel from 7.4 on; before, interrupt the kernel).
+
+    Args:
+        folder, config: of the run.
+        sample: an LR picture, (3, h, w) in [0, 1], that the averaged generator enlarges now and
+            then.
+        every: seconds between two drawings, at least; drawing takes at most a tenth of the time.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        config: PretrainConfig | AdversarialConfig,
+        sample: Tensor | None = None,
+        every: float = 1.0,
+    ):
+        self.folder, self.config, self.sample, self.every = Path(folder), config, sample, every
+        self.stopped = threading.Event()
+        self._rewind()
+        self.enlarged: tuple[int, Tensor] | None = None  # the step and the sample's SR picture
+        self.bar = ipywidgets.IntProgress(
+            0,
+            0,
+            config.steps,
+            description="steps",
+            tooltip="steps done of the whole run",
+            layout=ipywidgets.Layout(width="380px"),
+        )
+        self.button = ipywidgets.Button(
+            description="Stop",
+            icon="stop",
+            disabled=True,
+            tooltip="end the run after this step and save it",
+        )
+        self.button.on_click(self._stop)
+        game = isinstance(config, AdversarialConfig)
+        names = game_metrics(config) if game else ["loss", "val_psnr"]
+        self.curve = choice("curve", names, names[0], "which column of the log is drawn")
+        self.curve.observe(self._draw, "value")
+        self.status = ipywidgets.HTML("not started")
+        self.view = ipywidgets.HTML()
+        self._draw()
+        super().__init__(controls(self.bar, self.button, self.curve), self.status, self.view)
+
+    @property
+    def alt(self) -> str:
+        sample = "" if self.enlarged is None else ", and a sample picture by the generator"
+        return f"{self.curve.value} of a training run against its steps{sample}"
+
+    async def run(self, train: Callable[..., Result], *parts: Any, **options: Any) -> Result:
+        """Show the panel, train, and return what the training function returns.
+
+        Args:
+            train: :func:`srlab.training.loop.pretrain` or ``adversarial``.
+            parts: its arguments before the configuration: networks and bank.
+            options: more of its arguments, by name.
+
+        Raises:
+            SrlabError: as ``train`` does.
+        """
+        from IPython.display import display
+
+        self._rewind()
+        self.button.disabled, self.status.value = False, "starting"
+        page = display(self, display_id=True)
+        options = {"progress": False} | options | {"on_step": self._step}
+        work = asyncio.create_task(
+            asyncio.to_thread(train, *parts, self.config, self.folder, **options)
+        )
+        try:
+            while not work.done():
+                begin = time.perf_counter()
+                self._tell()
+                self._draw()
+                pause = max(self.every, 10 * (time.perf_counter() - begin))
+                try:
+                    await asyncio.wait([work], timeout=pause)
+                except asyncio.CancelledError:  # the kernel was interrupted
+                    self._stop()
+            result = work.result()
+            ended = "finished" if result.step == self.config.steps else "stopped"
+            self.bar.value = result.step
+            self.status.value = f"{ended} after step {result.step} of {self.config.steps}"
+            return result
+        except Exception as error:
+            self.status.value = escape(f"ended early: {error or type(error).__name__}")
+            raise
+        finally:
+            self.button.disabled = True
+            self._draw()
+            if page:  # what is left in the notebook when the kernel is gone
+                page.update(self)
+
+    def still(self) -> bytes:
+        files = [self._curve().png()]
+        if self.enlarged is not None:
+            files.append(png(picture(self.enlarged[1])))
+        return beside(*files)
+
+    def _rewind(self) -> None:
+        self.stopped.clear()
+        # The step and the moment of the first and of the latest call of _step.
+        self.first: tuple[int, float] | None = None
+        self.last: tuple[int, float] | None = None
+        self.due = 0.0  # when the sample is enlarged next
+
+    def _step(self, step: int, generator: nn.Module) -> bool:
+        """Called by the training after each step, in its thread."""
+        now = time.perf_counter()
+        self.last = step, now
+        self.first = self.first or self.last
+        if self.sample is not None and (now >= self.due or step == self.config.steps):
+            device = next(generator.parameters()).device
+            self.enlarged = step, upscale(generator, self.sample.to(device)).cpu()
+            end = time.perf_counter()
+            self.due = end + max(self.every, 20 * (end - now))
+        return self.stopped.is_set()
+
+    def _tell(self) -> None:
+        """How far, how fast, how long still."""
+        if not self.last or self.last == self.first or self.stopped.is_set():
+            return
+        step, steps = self.last[0], self.config.steps
+        speed = (step - self.first[0]) / (self.last[1] - self.first[1])
+        self.bar.value = step
+        self.status.value = (
+            f"step {step} of {steps}, {speed * self.config.batch_size:.0f} patches/s, "
+            f"{_clock((steps - step) / speed)} left"
+        )
+
+    def _curve(self) -> Figure:
+        name = self.curve.value
+        row = read_log(self.folder / "log.csv").get(name)
+        if row is None:
+            text = f"{name}: the first row of the log comes after step {self.config.log_every}"
+            return note(text, self.alt)
+        return curves({name: row}, "step", name, alt=self.alt)
+
+    def _draw(self, change: object = None) -> None:
+        tiles = tile(self._curve().png(), self.curve.value, 540, 306)
+        if self.sample is not None:
+            height, width = self.sample.shape[-2:]
+            factor = 300 / max(height, width)
+            size = round(factor * width), round(factor * height)
+            step, shown = self.enlarged or ("LR", self.sample)
+            caption = f"sample, {'step ' * bool(self.enlarged)}{step}"
+            tiles += tile(png(picture(shown)), caption, *size)
+        self.view.value = tiles
+
+    def _stop(self, button: object = None) -> None:
+        self.stopped.set()
+        self.button.disabled = True
+        self.status.value = "stopping after this step"
+
+
+class UploadBox(Card):
+    """A photo of your own in, the enlarged one out, to look at and to download.
+
+    Args:
+        model: a generator, see :func:`srlab.models.zoo.load`.
+        max_pixels: of a larger photo only the centre is enlarged, so that nobody waits for
+            minutes; the text says so and names the command for all of it.
+    """
+
+    alt = "A button to upload a photo, which comes back enlarged, with a link to download it"
+
+    def __init__(self, model: nn.Module, max_pixels: int = 2**20):
+        self.model, self.max_pixels = model, max_pixels
+        self.upload = ipywidgets.FileUpload(
+            accept="image/*",
+            description="Choose a photo",
+            tooltip="PNG, JPEG, WebP or TIFF, up to 10 MB",
+            layout=ipywidgets.Layout(width="200px"),
+        )
+        self.upload.observe(self._take, "value")
+        self.status = ipywidgets.HTML(f"{self.upload.tooltip}. It stays with this kernel.")
+        self.view = ipywidgets.HTML(
+            layout=ipywidgets.Layout(height="420px", border="1px dashed #999")
+        )
+        super().__init__(self.upload, self.status, self.view)
+
+    def still(self) -> bytes:
+        return note("Run this cell in Jupyter to enlarge a photo of your own.", self.alt).png()
+
+    def _take(self, change: object) -> None:
+        if not self.upload.value:
+            return
+        file = self.upload.value[0]
+        self.upload.value = ()  # the same file can be chosen again
+        name = Path(file["name"].replace("\\", "/")).name or "photo"
+        try:
+            self._enlarge(name, bytes(file["content"]))
+        except (SrlabError, RuntimeError, MemoryError) as error:
+            self.view.value = ""
+            self.status.value = escape(f"{name} was not enlarged. {error or type(error).__name__}")
+
+    def _enlarge(self, name: str, content: bytes) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            try:
+                path.write_bytes(content)
+                lr = read_image(path)
+            except (SrlabError, OSError) as error:
+                raise SrlabError(str(error).replace(f"{folder}/", "")) from error
+            height, width = lr.shape[-2:]
+            lr, hint = self._centre(lr), ""
+            if lr.shape[-2:] != (height, width):
+                hint = (
+                    f" Only the centre was taken from its {height} x {width} pixels; for all of "
+                    f"it run: srlab upscale {name}"
+                )
+            self.status.value = escape(f"enlarging {name}, {lr.shape[1]} x {lr.shape[2]} ...")
+            begin = time.perf_counter()
+            parameter = next(self.model.parameters(), lr)
+            sr = upscale(self.model, lr.to(parameter)).float().cpu()
+            seconds = time.perf_counter() - begin
+            write_image(sr, Path(folder) / "sr.png")
+            result = (Path(folder) / "sr.png").read_bytes()
+        height, width = sr.shape[-2:]
+        factor = min(1, 640 / width, 380 / height)
+        size = round(width * factor), round(height * factor)
+        preview = torch.nn.functional.interpolate(sr[None], size[::-1], mode="area")[0]
+        title = f"{Path(name).stem}-x{self.model.scale}.png"
+        self.view.value = img(png(picture(preview)), f"{name}, enlarged", *size) + (
+            f'<p><a download="{escape(title)}" href="{data_uri(result)}" '
+            f'style="text-decoration: underline">Download {escape(title)}</a> '
+            f"({len(result) / 1e6:.1f} MB)</p>"
+        )
+        before = f"{lr.shape[1]} x {lr.shape[2]}"
+        self.status.value = escape(
+            f"{name}: {before} to {height} x {width} pixels in {seconds:.1f} s.{hint}"
+        )
+
+    def _centre(self, lr: Tensor) -> Tensor:
+        height, width = lr.shape[-2:]
+        factor = min(1.0, (self.max_pixels / (height * width)) ** 0.5)
+        h, w = (max(1, int(n * factor)) for n in (height, width))
+        top, left = (height - h) // 2, (width - w) // 2
+        return lr[:, top : top + h, left : left + w]
+
+
+def _clock(seconds: float) -> str:
+    """``45 s``, ``3 min 20 s`` or ``2 h 5 min``."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
