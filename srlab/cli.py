@@ -1,4 +1,4 @@
-"""The command line: ``srlab fetch | datasets | models | train | evaluate | course | bench``."""
+"""The command line: ``srlab fetch | train | evaluate | upscale | course | bench | ...``."""
 
 import sys
 from dataclasses import asdict
@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 course_app = typer.Typer(no_args_is_help=True, help="The course's chapters.")
 app.add_typer(course_app, name="course")
+bench_app = typer.Typer(invoke_without_command=True, help="Measure this machine.")
+app.add_typer(bench_app, name="bench")
 
 
 @app.command()
@@ -39,10 +41,12 @@ def datasets() -> None:
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="A set's name (see `srlab datasets`), or vgg19.")],
+    name: Annotated[
+        str, typer.Argument(help="A set's name (see `srlab datasets`), vgg19, or lpips-squeeze.")
+    ],
     into: Annotated[Path | None, typer.Option(help="Folder to put it in; default: data/.")] = None,
 ) -> None:
-    """Download an image set, check it and unpack it; or VGG19's weights."""
+    """Download an image set, check it and unpack it; or weights of VGG19 or for LPIPS."""
     from srlab import datasets
 
     if name == "vgg19":
@@ -52,8 +56,33 @@ def fetch(
             raise SrlabError("vgg19 goes where torch keeps its weights: leave --into out.")
         print(f"vgg19: {vgg.fetch()}")
         return
+    if name.startswith("lpips-"):
+        from srlab.evaluation import perceptual
+
+        if into:
+            raise SrlabError(f"{name} goes where torch keeps its weights: leave --into out.")
+        print(f"{name}: {perceptual.fetch(name.removeprefix('lpips-'))}")
+        return
     files = datasets.fetch(name, into)
     print(f"{name}: {len(files)} images in {files[0].parent}")
+
+
+@app.command()
+def pack(
+    name: Annotated[str, typer.Argument(help="Set name or folder; NAME@2 halves its pictures.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the shards, for `train --data`.")],
+    scale: Annotated[int, typer.Option(help="HR size / LR size.")] = 4,
+    shard_mb: Annotated[int, typer.Option(help="Megabytes of a shard.")] = 256,
+) -> None:
+    """Decode a set once onto disk, for training sets larger than memory.
+
+    If it is interrupted, the same command goes on; it also checks and mends what is there.
+    """
+    from srlab import shards
+
+    files, shrink = _training_files([name])
+    nbytes = shards.pack(files, out, scale, shrink, shard_mb << 20, progress=True)
+    print(f"{len(files)} images, {nbytes / 1e9:.2f} GB in {out}. Next: srlab train --data {out}")
 
 
 @app.command()
@@ -79,13 +108,15 @@ def models() -> None:
 def train(
     model: Annotated[
         str,
-        typer.Argument(help="For PSNR: srresnet, srresnet-16, wdrn. Games: srgan, wdrn-vgg-wgan."),
+        typer.Argument(
+            help="For PSNR: srresnet, wdrn, srresnet-16, wdrn-16. Games: srgan, wdrn-vgg-wgan."
+        ),
     ],
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="Set name or folder; repeat for more. NAME@2 halves its pictures first. "
-            "Default: photos."
+            help="Set name or folder; repeat for more. NAME@2 halves its pictures first. Or a "
+            "folder made by `srlab pack`. Default: photos."
         ),
     ] = None,
     profile: Annotated[
@@ -117,6 +148,10 @@ def train(
     seed: int = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "32-true",
+    compile: Annotated[
+        str,
+        typer.Option(help="torch.compile: off, default, reduce-overhead (CUDA graphs)."),
+    ] = "off",
     warmup_steps: Annotated[
         int | None, typer.Option(help="Steps of rising learning rate; default 20, for games 0.")
     ] = None,
@@ -127,15 +162,16 @@ def train(
     """Train a generator, or go on with a run that was stopped.
 
     `srlab train wdrn` trains for PSNR. `srlab train wdrn-vgg-wgan --init runs/wdrn` plays the
-    adversarial game from there. Ctrl-C saves; the same command goes on.
+    adversarial game from there. Ctrl-C saves; the same command goes on. Several GPUs:
+    `torchrun --nproc-per-node 4 -m srlab train ...`, where --batch-size is that of each.
     """
     import torch
-    from lightning_fabric import Fabric
 
+    from srlab import shards
     from srlab.evaluation import protocol
     from srlab.models import zoo
     from srlab.patches import PatchBank
-    from srlab.training import config, loop
+    from srlab.training import config, engine, loop
     from srlab.training.recipes import RECIPES, build_critic, build_perceptual
 
     recipe = RECIPES.get(model)
@@ -167,6 +203,8 @@ def train(
                 f"a weight file or the folder of an `srlab train {recipe.start}` run."
             )
         generator = zoo.load(init or recipe.start)
+        if type(generator).__name__ not in zoo.CLASSES:
+            raise SrlabError(f"--init {init}: another project's network can be used, not trained.")
         chosen = {"content": loss, "generator_lr": lr, "critic_lr": critic_lr}
         chosen = {name: value for name, value in chosen.items() if value is not None}
         settings = config.AdversarialConfig(**recipe.settings | common | chosen)
@@ -178,33 +216,42 @@ def train(
             loss=loss or "l1", lr=lr or config.PretrainConfig.lr, **common
         )
 
-    try:
-        fabric = Fabric(accelerator=device, devices=1, precision=precision)
-    except Exception as error:
-        raise SrlabError(f"--device {device} --precision {precision}: {error}") from error
-    files, shrink = _training_files(data)
+    fast = engine.Engine(compile=compile)
+    fabric = engine.default_fabric(device, precision)
+    speaks = fabric.global_rank == 0
     held_out = _find(validate)
-    print(f"decoding {len(files)} images ...", flush=True)
-    bank = PatchBank.from_files(files, 4, fabric.device, seed, shrink, progress=True)
-    print(f"{bank.nbytes / 1e6:,.0f} MB of pixels on {fabric.device}; {settings}", flush=True)
+    packed = len(data) == 1 and shards.is_pack(data[0])
+    if packed:
+        bank = shards.ShardBank(data[0], fabric.device, seed, verify=speaks, progress=speaks)
+        sample = shards.ShardBank(data[0], "cpu", seed, verify=False)
+    else:
+        files, shrink = _training_files(data)
+        if speaks:
+            print(f"decoding {len(files)} images ...", flush=True)
+        bank = PatchBank.from_files(files, 4, fabric.device, seed, shrink, progress=speaks)
+        sample = PatchBank.from_files(files[:4], 4, "cpu", seed, shrink[:4])
+    if speaks:
+        where = "disk" if packed else fabric.device
+        print(f"{bank.nbytes / 1e6:,.0f} MB of pixels on {where}; {settings}", flush=True)
 
     def score(generator: torch.nn.Module) -> float:
         return protocol.mean(protocol.evaluate(generator, held_out, device=fabric.device)).psnr
 
     folder = out or Path("runs") / model
-    options: dict[str, Any] = {"validate": score, "fabric": fabric}
+    options: dict[str, Any] = {"validate": score, "fabric": fabric, "engine": fast}
     if recipe:
         hr_size = patch_size * generator.scale
-        sample = PatchBank.from_files(files[:4], 4, "cpu", seed, shrink[:4]).batch(16, patch_size)
-        options["perceptual"] = build_perceptual(recipe, sample[1], features)
+        _, pictures = sample.batch(16, patch_size)
+        options["perceptual"] = build_perceptual(recipe, pictures, features)
         critic = build_critic(recipe, hr_size, features)
         result = loop.adversarial(generator, critic, bank, settings, folder, **options)
     else:
         result = loop.pretrain(generator, bank, settings, folder, **options)
-    print(
-        f"{result.step} steps in {folder}, {result.patches_per_second:.0f} patches/s. "
-        f"Next: srlab evaluate {folder} --dataset {validate}"
-    )
+    if speaks:
+        print(
+            f"{result.step} steps in {folder}, {result.patches_per_second:.0f} patches/s. "
+            f"Next: srlab evaluate {folder} --dataset {validate}"
+        )
 
 
 @app.command()
@@ -222,7 +269,7 @@ def export(
 
     from srlab.datasets import find, status
     from srlab.evaluation import protocol
-    from srlab.models import zoo
+    from srlab.models import released, zoo
     from srlab.training.state import load_checkpoint
 
     _, info = load_checkpoint(run / "checkpoint.safetensors")
@@ -235,6 +282,7 @@ def export(
             notes[name] = f"{mean.psnr:.2f} / {mean.ssim:.4f}"
     zoo.save(generator, file, half=half, notes=notes)
     shutil.copyfile(run / "log.csv", file.with_suffix(".csv"))
+    released.record(file)
     print(f"wrote {file} ({file.stat().st_size / 1e6:.2f} MB) and its log: {notes}")
 
 
@@ -244,40 +292,168 @@ def evaluate(
     dataset: Annotated[str, typer.Option(help="Set name or folder.")] = "photos-valid",
     csv: Annotated[Path | None, typer.Option(help="Write the scores to this file.")] = None,
     channel: Annotated[str, typer.Option(help="y (luma) or rgb.")] = "y",
-    shave: Annotated[int, typer.Option(help="Pixels cut from each side.")] = 4,
+    shave: Annotated[
+        int | None, typer.Option(help="Pixels cut from each side; default: the scale, such as 4.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
     tile: Annotated[int, typer.Option(help="Side of a tile in LR pixels.")] = 256,
 ) -> None:
-    """Score a model on an image set by the published protocol: PSNR and SSIM, x4."""
+    """Score a model on an image set by the published protocol: PSNR and SSIM.
+
+    MODEL may be another project's network, too: a .safetensors or .pth file that spandrel knows.
+    """
     from srlab.evaluation import protocol
     from srlab.models import zoo
 
+    files = _find(dataset)
+    generator = zoo.load(model)
+    shave = generator.scale if shave is None else shave
     try:
         rules = protocol.Protocol(channel=channel, shave=shave)
     except ValueError as error:
         raise SrlabError(str(error)) from error
-    files = _find(dataset)
-    generator = zoo.load(model)
     scores = protocol.evaluate(generator, files, rules, device=device, tile=tile, progress=True)
     table = _table("image", ">PSNR (dB)", ">SSIM")
     for row in [*scores, protocol.mean(scores)]:
         table.add_row(row.image, f"{row.psnr:.2f}", f"{row.ssim:.4f}")
     Console().print(table)
-    print(f"{model} on {dataset}: {asdict(rules)}")
+    print(f"{model} on {dataset}, x{generator.scale}: {asdict(rules)}")
     if csv:
         protocol.write_csv(scores, csv)
         print(f"wrote {csv}")
 
 
 @app.command()
+def ablate(
+    profile: Annotated[str, typer.Option(help="smoke, lite or full.")] = "lite",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the CSV files; default runs/ablation-PROFILE.")
+    ] = None,
+    row: Annotated[
+        list[str] | None, typer.Option(help="Only this row; repeat for more. Default: all.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Train and score the rows of chapter 06's ablation; what is in the files is not done again."""
+    from srlab import ablation
+
+    folder = out or Path("runs") / f"ablation-{profile}"
+    ablation.run(folder, profile, row, device=device)
+    print(f"{folder / 'runs.csv'} and {folder / 'scores.csv'}")
+
+
+@app.command()
+def upscale(
+    pictures: Annotated[
+        list[str], typer.Argument(help="Files, folders or patterns; - reads standard input.")
+    ],
+    model: Annotated[str, typer.Option(help="bicubic, a released model, a file or a run.")] = (
+        "srresnet"
+    ),
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", help="A picture file, a folder, or - (standard output)."),
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="png, jpeg, webp or tiff; default: as the source.")
+    ] = None,
+    quality: Annotated[
+        int | None,
+        typer.Option(help="Of JPEG (default 95) and WebP (default lossless), 1 to 100."),
+    ] = None,
+    tile: Annotated[int, typer.Option(help="Side of a tile in pixels of the source.")] = 192,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+) -> None:
+    """Upscale pictures, however large: photo.jpg becomes photo_x4.jpg, photos/ photos_x4/.
+
+    EXIF orientation is applied; ICC profile, transparency, grey and 16 bits (PNG, TIFF) are kept.
+    """
+    from srlab import upscaling
+
+    network = upscaling.prepare(model, device)
+    jobs = upscaling.plan(pictures, out, format, network.scale)
+    to_stdout = any(job.target == upscaling.STREAM for job in jobs)
+    if to_stdout and (json or sys.stdout.isatty()):
+        why = "with --json" if json else "when it is a terminal"
+        raise SrlabError(f"a picture cannot go to standard output {why}: add --out FILE.")
+    outcomes = upscaling.run(jobs, network, tile=tile, quality=quality, force=force, progress=True)
+    failed = [outcome for outcome in outcomes if outcome.error]
+    if json:
+        from json import dumps
+
+        report = {"model": model, "scale": network.scale, "tile": tile}
+        print(dumps(report | {"pictures": [asdict(o) for o in outcomes]}, indent=2))
+    elif not to_stdout:
+        for o in outcomes:
+            if not o.error:
+                size = f"{o.width} x {o.height} pixels, {o.seconds:.1f} s"
+                print(f"{o.source} -> {o.target} ({size})")
+    if failed and len(outcomes) == 1:
+        raise SrlabError(failed[0].error)
+    if failed:
+        reasons = "".join(f"\n  {outcome.error}" for outcome in failed)
+        raise SrlabError(f"{len(failed)} of {len(outcomes)} pictures failed:{reasons}")
+
+
+@bench_app.callback()
 def bench(
+    context: typer.Context,
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
     quick: Annotated[bool, typer.Option(help="A few repetitions only.")] = False,
 ) -> None:
     """Measure this machine: crops a second, and training patches a second."""
-    from srlab.bench import run_bench
+    if context.invoked_subcommand is None:
+        from srlab.bench import run_bench
 
-    run_bench(out, quick)
+        run_bench(out, quick)
+
+
+@app.command()
+def sweep(
+    spec: Annotated[Path, typer.Argument(help="YAML: a grid of parameters, or a study.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; default runs/sweeps/NAME.")
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", help="Runs at a time.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Address of a Ray cluster that does the runs, or local to start one."),
+    ] = None,
+) -> None:
+    """Run a chapter many times, over a grid or as an Optuna study; go on where it stopped.
+
+    SPEC holds `chapter: 5`, `profile: lite`, and `grid: {seed: [0, 1], wgan_lr: [1.0e-5, 1.0e-4]}`.
+    """
+    from srlab.course.sweep import run_sweep
+
+    run_sweep(spec, out, jobs, ray)
+
+
+@bench_app.command("train")
+def bench_train(
+    out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
+    game: Annotated[
+        bool, typer.Option("--game", help="WDRN against the VGG critic, not SRResNet-16.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A few small steps only.")] = False,
+    model: Annotated[str | None, typer.Option(help="Another architecture.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Patches a step.")] = None,
+    patch_size: Annotated[int, typer.Option(help="Side of the LR crop.")] = 24,
+    steps: Annotated[int | None, typer.Option(help="Steps to time.")] = None,
+    peak: Annotated[
+        float | None, typer.Option(help="Peak TFLOP/s of the device; default: measured.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Training speed with each trick of the engine: patches/s, use of the peak, wait for data."""
+    from srlab.bench_train import run_bench_train
+
+    run_bench_train(
+        out, game=game, quick=quick, model=model, batch_size=batch_size, patch_size=patch_size,
+        steps=steps, peak_tflops=peak, device=device,
+    )  # fmt: skip
 
 
 @course_app.command("run")
@@ -308,6 +484,16 @@ def course_refresh(
 
     for notebook in refresh(chapter or None):
         print(f"stored {notebook.name} ({notebook.stat().st_size / 1e6:.2f} MB)")
+
+
+@course_app.command("site")
+def course_site(
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("site"),
+) -> None:
+    """Render the stored chapters to a static web site with navigation and a search."""
+    from srlab.course.site import build_site
+
+    print(f"Open {build_site(out)}")
 
 
 def _parameters(pairs: list[str]) -> dict[str, Any]:

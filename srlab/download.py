@@ -1,5 +1,6 @@
 """Download one file: resumed when the connection is cut, checked, and only then given its name."""
 
+import hashlib
 import shutil
 import time
 from pathlib import Path
@@ -42,6 +43,12 @@ def download(url: str, path: Path, checksum: str, progress: bool = True) -> None
             f"{path} had the wrong checksum and was deleted: fetch it again; if that repeats, "
             f"{url} is no longer the published file."
         )
+
+
+def sha256(path: Path) -> str:
+    """A file's SHA-256 in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_space(folder: Path, nbytes: int) -> None:

@@ -52,7 +52,7 @@ class PatchBank:
         self.scale = scale
         self.device = torch.device(device)
         self.generator = torch.Generator().manual_seed(seed)
-        hrs = [_landscape(crop_to_multiple(image, scale)) for image in images]
+        hrs = [landscape(image, scale) for image in images]
         if not hrs:
             raise SrlabError("PatchBank got no images: name at least one picture to train on.")
         self.names = list(names) if names else [f"image {i}" for i in range(len(hrs))]
@@ -89,13 +89,6 @@ class PatchBank:
                 removes the JPEG blocks and the demosaicing blur of large camera pictures.
             progress: show a bar while decoding.
         """
-
-        def decode(path: Path | str, factor: int) -> Tensor:
-            image = crop_to_multiple(read_image_u8(path), factor)
-            if factor > 1 and image.numel():  # nothing may be left of a tiny one: batch() names it
-                image = to_uint8(downsample(to_float(image), factor))
-            return image
-
         factors = [shrink] * len(files) if isinstance(shrink, int) else shrink
         if len(factors) != len(files):
             raise ValueError(f"shrink has {len(factors)} factors for {len(files)} files")
@@ -144,9 +137,7 @@ class PatchBank:
         Raises:
             SrlabError: an image is smaller than the crop (the message names it).
         """
-        y, x = self._positions(batch_size, patch_size)
-        lr = _crops(self.lr_atlas, y, x, patch_size)
-        hr = _crops(self.hr_atlas, y * self.scale, x * self.scale, patch_size * self.scale)
+        lr, hr = self._cut(*self._positions(batch_size, patch_size), patch_size)
         if augment:
             # The crops are independent draws, so their order is free: sorting the symmetries
             # leaves the distribution of the batch as it is and makes each of them one slice.
@@ -165,9 +156,15 @@ class PatchBank:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.generator.set_state(state["random"])
 
-    def _positions(self, n: int, patch_size: int) -> tuple[Tensor, Tensor]:
-        """Top left corners in the LR atlas, drawn over all positions of all images."""
-        top, left, height, width = self.boxes.unbind(1)
+    def _cut(self, image: Tensor, y: Tensor, x: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Words of LR and HR crops, (N, size, size) and (N, size * scale, size * scale)."""
+        top, left = self.boxes[image, :2].unbind(1)
+        y, x, s = top + y, left + x, self.scale
+        return _crops(self.lr_atlas, y, x, size), _crops(self.hr_atlas, y * s, x * s, size * s)
+
+    def _positions(self, n: int, patch_size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, rows and columns of LR corners, drawn over all positions of all images."""
+        height, width = self.boxes[:, 2:].unbind(1)
         rows, columns = height - patch_size + 1, width - patch_size + 1
         too_small = ((rows < 1) | (columns < 1)).nonzero()
         if len(too_small):
@@ -182,8 +179,7 @@ class PatchBank:
         draw = torch.randint(int(ends[-1]), (n,), generator=self.generator)
         image = torch.searchsorted(ends, draw, right=True)
         offset = draw - (ends - rows * columns)[image]
-        y = top[image] + offset // columns[image]
-        return y, left[image] + offset % columns[image]
+        return image, offset // columns[image], offset % columns[image]
 
     def _deliver(self, crops: Tensor) -> Tensor:
         """(N, P, P) words -> (N, 3, P, P) float in [0, 1] on the bank's device."""
@@ -208,7 +204,17 @@ def unpack_pixels(words: Tensor) -> Tensor:
     return words.unsqueeze(-1).view(torch.uint8).permute(0, 3, 1, 2)[:, :3].contiguous()
 
 
-def _landscape(image: Tensor) -> Tensor:
+def decode(path: Path | str, shrink: int = 1) -> Tensor:
+    """An image file as (3, H, W) uint8, down-scaled by a whole factor."""
+    image = crop_to_multiple(read_image_u8(path), shrink)
+    if shrink > 1 and image.numel():  # nothing may be left of a tiny one: batch() names it
+        image = to_uint8(downsample(to_float(image), shrink))
+    return image
+
+
+def landscape(image: Tensor, scale: int) -> Tensor:
+    """Cut to a multiple of ``scale``, and turned if it is higher than wide."""
+    image = crop_to_multiple(image, scale)
     return dihedral(image, 1) if image.shape[-2] > image.shape[-1] else image
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from srlab.models import zoo
 from srlab.models.blocks import (
     FUSIONS,
     DenseBlock,
@@ -161,6 +162,20 @@ def test_all_kinds_of_wdrn_are_as_large_as_srresnet(fusion):
     assert 0.975 * 734_219 < n_parameters(WDRN(fusion=fusion)) < 734_219
     assert n_parameters(WDRN(fusion=fusion)) == pytest.approx(n_parameters(WDRN()), rel=0.011)
     assert len(WDRN(fusion=fusion).blocks) == 5
+
+
+def test_wdrn_16_is_as_large_as_srresnet_16():
+    """Counted by hand: eight blocks of four 3x3 layers and a 1x1, with a weight a source."""
+    n, growth, layers, blocks = 64, 32, 4, 8
+    widths = [n + growth * i for i in range(layers + 1)]
+    block = sum(9 * width * growth + growth + 1 for width in widths[:-1])  # bias, PReLU
+    block += widths[-1] * n + n + sum(range(1, layers + 2))  # 1x1, weights of the fusions
+    fuse = (blocks + 1) * n * n + n + (blocks + 1) + 9 * n * n + n
+    head, tail = 81 * 3 * n + n + 1, 81 * n * 3 + 3
+    upsample = 2 * (9 * n * 4 * n + 4 * n + 1)
+    count = n_parameters(zoo.build("wdrn-16"))
+    assert count == head + blocks * block + fuse + upsample + tail
+    assert 0.985 * 1_549_462 < count < 1_549_462
 
 
 def test_wdrn_has_the_head_and_the_tail_of_srgan():

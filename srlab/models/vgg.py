@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from srlab.download import download
 from srlab.errors import SrlabError
+from srlab.models import released
 
 WIDTHS = (64, 128, 256, 512, 512)  # channels of the five blocks
 CONVOLUTIONS = (2, 2, 4, 4, 4)  # in each
@@ -153,6 +154,7 @@ def load(name: str | Path = "vgg19-slim", taps: Sequence[str] = ("relu5_4",)) ->
     Raises:
         FeatureError: unknown name, or weights that are missing, incomplete or not the published
             ones.
+        ChecksumError: the released file is not the one that was released.
         ValueError: unknown tap.
     """
     scales: dict[str, float] = {}
@@ -164,6 +166,8 @@ def load(name: str | Path = "vgg19-slim", taps: Sequence[str] = ("relu5_4",)) ->
             raise FeatureError(
                 f"there are no features {str(name)!r}: choose vgg19-slim, vgg19, or a file."
             )
+        if path == SLIM:
+            released.check(path)
         width, scales, weights = _read(path)
         features = Features(taps, width)
     own = {f"features.{key}": value for key, value in features.layers.state_dict().items()}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,13 @@ from srlab import losses
 from srlab.models.zoo import describe, load_weights
 from srlab.patches import PatchBank
 from srlab.training.config import AdversarialConfig, ConfigError, PretrainConfig
+from srlab.training.engine import (
+    Engine,
+    default_fabric,
+    keep_own_kernels,
+    mean_over_processes,
+)
+from srlab.training.faults import explained
 from srlab.training.monitor import Monitor, stop_signal
 from srlab.training.state import CheckpointError, load_checkpoint, save_checkpoint
 
@@ -42,7 +50,8 @@ class Result:
         folder: holds ``checkpoint.safetensors`` and ``log.csv``.
         step: the last step done; below the configured one if the run was stopped.
         seconds: wall time of this call.
-        patches_per_second: over this call; 0 if there was nothing left to do.
+        patches_per_second: over this call, of all processes together; 0 if there was nothing left
+            to do.
     """
 
     generator: nn.Module
@@ -52,6 +61,7 @@ class Result:
     patches_per_second: float
 
 
+@explained
 def pretrain(
     generator: nn.Module,
     bank: PatchBank,
@@ -59,7 +69,9 @@ def pretrain(
     folder: Path | str,
     *,
     validate: Callable[[nn.Module], float] | None = None,
+    on_step: Callable[[int, nn.Module], bool | None] | None = None,
     fabric: "Fabric | None" = None,
+    engine: Engine = Engine(),  # noqa: B008 (frozen)
     progress: bool = True,
 ) -> Result:
     """Train a generator for PSNR by a pixel loss (SRResNet's training in Ledig et al. 2017).
@@ -71,26 +83,35 @@ def pretrain(
         folder: of this run. If it holds a checkpoint of the same configuration, the run goes on
             from there, and on a CPU ends bit for bit where an unbroken run would have.
         validate: gets the averaged generator and returns its PSNR in dB.
-        fabric: device, precision and distribution; by default one accelerator if there is one.
+        on_step: gets the number of each step done and the averaged generator, to show how the run
+            goes. If it returns True (on any process) the run ends as by Ctrl-C: saved, to go on
+            later.
+        fabric: device, precision and distribution; by default
+            :func:`srlab.training.engine.default_fabric`. Of several processes each draws its own
+            ``config.batch_size`` crops a step; rank 0 validates and writes. A run can go on with
+            another number of processes.
+        engine: see :class:`srlab.training.engine.Engine`.
         progress: show a bar.
 
     Raises:
         CheckpointError: the folder holds another run, or cannot be written to.
         TrainingDiverged: a loss or a weight became NaN or infinite.
+        OutOfMemory: the batch does not fit into memory; names a size that does.
+        LostProcess: another process of a distributed run has ended.
     """
     fabric = fabric or default_fabric()
-    generator.to(memory_format=torch.channels_last)  # faster convolutions, the same numbers
     average = moving_average(generator, config.ema_decay, fabric.device)
-    optimizer = torch.optim.Adam(generator.parameters(), config.lr, config.betas)
+    optimizer = engine.adam(generator.parameters(), config.lr, config.betas, fabric.device)
     scheduler = schedule(optimizer, config)
-    model, optimizer = fabric.setup(generator, optimizer)
+    model, optimizer = engine.setup(fabric, generator, optimizer, lr_shape(config))
     run = Run(
-        folder, config, ["loss", "val_psnr"], progress,
+        folder, config, ["loss", "val_psnr"], fabric, progress,
         generator=generator, average=average, optimizer=optimizer, scheduler=scheduler, bank=bank,
     )  # fmt: skip
 
     with run, stop_signal() as stop:
         for step in run.remaining_steps():
+            engine.begin_step()
             model.train()
             lr, hr = fabric.to_device(bank.batch(config.batch_size, config.patch_size))
             loss = losses.pixel(model(lr), hr, config.loss)
@@ -100,17 +121,21 @@ def pretrain(
             scheduler.step()
             average.update_parameters(generator)
 
-            if validate and run.due(step, config.validate_every):
+            if validate and run.writes and run.due(step, config.validate_every):
                 run.monitor.note("val_psnr", validate(average.module.eval()))
             run.monitor.step(step, {"loss": loss})
-            if run.due(step, config.checkpoint_every) or stop.is_set():
+            if on_step and on_step(step, average.module):
+                stop.set()
+            stopping = run.agreed(step, stop.is_set())
+            if run.due(step, config.checkpoint_every) or stopping:
                 run.save(step)
-                if stop.is_set():
-                    run.say_stopped(step)
-                    break
+            if stopping:
+                run.say_stopped(step)
+                break
     return run.result()
 
 
+@explained
 def adversarial(
     generator: nn.Module,
     critic: nn.Module,
@@ -120,7 +145,9 @@ def adversarial(
     *,
     perceptual: nn.Module | None = None,
     validate: Callable[[nn.Module], float] | None = None,
+    on_step: Callable[[int, nn.Module], bool | None] | None = None,
     fabric: "Fabric | None" = None,
+    engine: Engine = Engine(),  # noqa: B008 (frozen)
     progress: bool = True,
 ) -> Result:
     """Play the game: the critic learns to tell SR from HR, the generator to fool it.
@@ -155,22 +182,22 @@ def adversarial(
             "adversarial(..., perceptual=losses.Perceptual(...))."
         )
     fabric = fabric or default_fabric()
-    generator.to(memory_format=torch.channels_last)
-    critic.to(memory_format=torch.channels_last)
     if perceptual is not None:
         perceptual.to(fabric.device)
     average = moving_average(generator, config.ema_decay, fabric.device)
-    g_optimizer = torch.optim.Adam(
-        generator.parameters(), config.generator_lr, config.generator_betas
+    g_optimizer = engine.adam(
+        generator.parameters(), config.generator_lr, config.generator_betas, fabric.device
     )
-    c_optimizer = torch.optim.Adam(
-        critic_groups(critic, config), config.critic_lr, config.critic_betas
+    c_optimizer = engine.adam(
+        critic_groups(critic, config), config.critic_lr, config.critic_betas, fabric.device
     )
     g_scheduler, c_scheduler = schedule(g_optimizer, config), schedule(c_optimizer, config)
-    g_model, g_optimizer = fabric.setup(generator, g_optimizer)
-    c_model, c_optimizer = fabric.setup(critic, c_optimizer)
+    shape = lr_shape(config)
+    g_model, g_optimizer = engine.setup(fabric, generator, g_optimizer, shape)
+    shape = (*shape[:2], shape[2] * generator.scale, shape[3] * generator.scale)
+    c_model, c_optimizer = engine.setup(fabric, critic, c_optimizer, shape)
     run = Run(
-        folder, config, game_metrics(config), progress,
+        folder, config, game_metrics(config), fabric, progress,
         generator=generator, average=average, critic=critic,
         g_optimizer=g_optimizer, c_optimizer=c_optimizer,
         g_scheduler=g_scheduler, c_scheduler=c_scheduler, bank=bank,
@@ -178,6 +205,7 @@ def adversarial(
 
     with run, stop_signal() as stop:
         for step in run.remaining_steps():
+            engine.begin_step()
             g_model.train()
             c_model.train()
             row: dict[str, Tensor] = {}
@@ -185,7 +213,9 @@ def adversarial(
             # The critic's turns. detach(): its loss must not reach the generator.
             for turn in range(1, config.critic_steps + 1):
                 lr, hr = fabric.to_device(bank.batch(config.batch_size, config.patch_size))
-                sr = g_model(lr)
+                # Only the last turn's pictures are the generator's to learn from.
+                with torch.set_grad_enabled(last_turn(config, turn)):
+                    sr = g_model(lr)
                 real, fake = c_model(hr), c_model(sr.detach())
                 row["critic_loss"] = critic_loss(config, real, fake)
                 total = row["critic_loss"]
@@ -232,14 +262,17 @@ def adversarial(
             if measures_slope(config) and run.due(step, config.log_every):
                 norms = losses.gradient_norms(critic, hr.to(dtype_of(critic)), sr)
                 run.monitor.note("gradient_norm", norms.mean().item())
-            if validate and run.due(step, config.validate_every):
+            if validate and run.writes and run.due(step, config.validate_every):
                 run.monitor.note("val_psnr", validate(average.module.eval()))
             run.monitor.step(step, row)
-            if run.due(step, config.checkpoint_every) or stop.is_set():
+            if on_step and on_step(step, average.module):
+                stop.set()
+            stopping = run.agreed(step, stop.is_set())
+            if run.due(step, config.checkpoint_every) or stopping:
                 run.save(step)
-                if stop.is_set():
-                    run.say_stopped(step)
-                    break
+            if stopping:
+                run.say_stopped(step)
+                break
     return run.result()
 
 
@@ -332,15 +365,18 @@ def clip_weights(critic: nn.Module, value: float) -> None:
             parameter.clamp_(-value, value)
 
 
+def lr_shape(config: PretrainConfig | AdversarialConfig) -> tuple[int, int, int, int]:
+    """Of a batch that the generator gets."""
+    return config.batch_size, 3, config.patch_size, config.patch_size
+
+
+def last_turn(config: AdversarialConfig, turn: int) -> bool:
+    """Whether the critic's turn may be its last in this step."""
+    return turn == config.critic_steps or config.critic_gap is not None
+
+
 def dtype_of(model: nn.Module) -> torch.dtype:
     return next(model.parameters()).dtype
-
-
-def default_fabric(accelerator: str = "auto") -> "Fabric":
-    """One accelerator if the machine has one, else the CPU; 32-bit floats."""
-    from lightning_fabric import Fabric
-
-    return Fabric(accelerator=accelerator, devices=1)
 
 
 def schedule(
@@ -367,16 +403,19 @@ def moving_average(generator: nn.Module, decay: float, device: torch.device) -> 
     average forgets the random start.
     """
 
-    def update(averages: list[Tensor], weights: list[Tensor], n: Tensor) -> None:
+    def update(averages: list[Tensor], weights: list[Tensor], _: Tensor) -> None:
         if not averages[0].is_floating_point():  # batch norm's counter of batches
             return torch._foreach_copy_(averages, weights)
-        d = torch.minimum((1 + n) / (10 + n), torch.full_like(n, decay, dtype=torch.float32))
+        n = int(average.n_averaged)
+        d = min(decay, (1 + n) / (10 + n))
         # A fabric of true half or double precision has turned the weights, but not the averages.
         weights = [w.to(a.dtype) for w, a in zip(weights, averages, strict=True)]
-        torch._foreach_lerp_(averages, weights, (1 - d).item())
+        torch._foreach_lerp_(averages, weights, 1 - d)
 
     update = torch.no_grad()(update)
-    return AveragedModel(generator, device, multi_avg_fn=update, use_buffers=True).eval()
+    average = AveragedModel(generator, device, multi_avg_fn=update, use_buffers=True).eval()
+    average.n_averaged = average.n_averaged.cpu()  # to read it, nobody waits for a GPU
+    return average
 
 
 @contextmanager
@@ -403,18 +442,37 @@ class Run:
         folder: Path | str,
         config: PretrainConfig | AdversarialConfig,
         metrics: list[str],
+        fabric: "Fabric",
         progress: bool,
         **parts: Any,
     ):
         self.folder, self.config, self.parts = Path(folder), config, parts
+        self.fabric, self.writes = fabric, fabric.global_rank == 0
         self.path = self.folder / CHECKPOINT
         self.model = describe(parts["generator"])  # a generator that cannot be described fails now
         self.monitor = Monitor(
-            self.folder, metrics, config.log_every, config.steps, config.batch_size, progress
+            self.folder,
+            metrics,
+            config.log_every,
+            config.steps,
+            config.batch_size * fabric.world_size,
+            progress and self.writes,
+            writes=self.writes,
+            mean=partial(mean_over_processes, fabric),
         )
 
     def __enter__(self) -> "Run":
+        rank = self.fabric.global_rank
+        if rank:  # crops of its own
+            bank = self.parts["bank"].generator
+            bank.manual_seed(bank.initial_seed() + rank)
         self.start, pending = self._resume() if self.path.is_file() else (0, [])
+        start = torch.tensor(float(self.start), device=self.fabric.device)
+        if self.fabric.world_size > 1 and self.fabric.all_reduce(start) != self.start:
+            raise CheckpointError(
+                f"not every process finds the same checkpoint in {self.folder}: all machines of a "
+                "run need one folder that they share."
+            )
         self.step = self.start
         self.monitor.open(self.start, pending)
         self.begin = time.perf_counter()
@@ -440,18 +498,42 @@ class Run:
         self.monitor.check(step)
         networks = {n: part for n, part in self.parts.items() if isinstance(part, nn.Module)}
         for name, network in networks.items():
-            if not all(p.isfinite().all() for p in network.parameters()):
+            if not torch.stack([p.isfinite().all() for p in network.parameters()]).all():
                 raise self.monitor.diverged(f"a weight of the {name}", step)
         self.step = step
+        pending = self.monitor.pending
+        if pending:
+            pending = [*mean_over_processes(self.fabric, torch.stack(pending))]
+        banks = self._banks()
+        if not self.writes:
+            return
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state["random"] = torch.get_rng_state()
-        state["pending"] = self.monitor.pending
+        state["pending"] = pending
+        state["banks"] = banks
         info = {
             "step": step,
             "config": {"kind": type(self.config).__name__} | asdict(self.config),
             "model": self.model,
         }
         save_checkpoint(self.path, state, info)
+
+    def agreed(self, step: int, stop: bool) -> bool:
+        """Whether to stop now. Several processes ask each other when a row of the log is due."""
+        if self.fabric.world_size == 1:
+            return stop
+        if not self.due(step, self.config.log_every):
+            return False
+        asked = torch.tensor(float(stop), device=self.fabric.device)
+        return bool(self.fabric.all_reduce(asked, reduce_op="sum") > 0)
+
+    def _banks(self) -> list[dict[str, Tensor]]:
+        """The random states of the other processes' banks, in the order of their ranks."""
+        if self.fabric.world_size == 1:
+            return []
+        found = self.fabric.all_gather(self.parts["bank"].state_dict())
+        ranks = range(1, self.fabric.world_size)
+        return [{name: states[rank].cpu() for name, states in found.items()} for rank in ranks]
 
     def _resume(self) -> tuple[int, list[Tensor]]:
         state, info = load_checkpoint(self.path)
@@ -471,15 +553,22 @@ class Run:
         for name, part in self.parts.items():
             if isinstance(part, nn.Module):
                 load_weights(part, state[name], self.path)
-            else:
-                part.load_state_dict(state[name])
-            if isinstance(part, torch.optim.Optimizer):
+            elif isinstance(part, torch.optim.Optimizer):
+                part.load_state_dict(keep_own_kernels(part, state[name]))
                 match_layout(part)
+            elif name != "bank":
+                part.load_state_dict(state[name])
+        # As many processes as before go on with their own crops, additional ones with new ones.
+        banks = [state["bank"], *state.get("banks", [])]
+        rank = self.fabric.global_rank
+        if rank < len(banks):
+            self.parts["bank"].load_state_dict(banks[rank])
         torch.set_rng_state(state["random"])
-        device = self.parts["average"].n_averaged.device
-        return info["step"], [row.to(device) for row in state["pending"]]
+        return info["step"], [row.to(self.fabric.device) for row in state["pending"]]
 
     def say_stopped(self, step: int) -> None:
+        if not self.writes:
+            return
         print(
             f"\nStopped after step {step} of {self.config.steps}; saved {self.path}. "
             "Run the same command or cell again to go on from here."
@@ -487,7 +576,8 @@ class Run:
 
     def result(self) -> Result:
         done = self.step - self.start
-        speed = done * self.config.batch_size / self.seconds if done else 0.0
+        patches = done * self.config.batch_size * self.fabric.world_size
+        speed = patches / self.seconds if done else 0.0
         generator = deepcopy(self.parts["average"].module).eval()
         return Result(generator, self.folder, self.step, self.seconds, speed)
 

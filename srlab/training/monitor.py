@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,6 +35,8 @@ class Monitor:
         steps: the run's length, for the progress bar.
         patches_per_step: for the speed shown.
         progress: show a bar.
+        writes: False keeps the files to another process.
+        mean: of a vector of metrics over all processes.
     """
 
     def __init__(
@@ -45,6 +47,8 @@ class Monitor:
         steps: int,
         patches_per_step: int,
         progress: bool = True,
+        writes: bool = True,
+        mean: Callable[[Tensor], Tensor] = lambda values: values,
     ):
         self.path = folder / "log.csv"
         self.columns = ["step", *names]
@@ -52,6 +56,8 @@ class Monitor:
         self.steps = steps
         self.patches_per_step = patches_per_step
         self.progress = progress
+        self.writes = writes
+        self.mean = mean
         self.pending: list[Tensor] = []  # one vector of metrics a step since the last row
         self.extra: dict[str, float] = {}
 
@@ -62,6 +68,13 @@ class Monitor:
             CheckpointError: the folder cannot be written to.
         """
         self.pending = list(pending)
+        self.start, self.begin = step, time.perf_counter()
+        self.bar = tqdm(
+            total=self.steps, initial=step, unit="step", mininterval=0.5, disable=not self.progress
+        )
+        self.board = None
+        if not self.writes:
+            return
         with writing(self.path):
             rows = [r for r in read_rows(self.path) if int(r["step"]) <= step] if step else []
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,10 +85,6 @@ class Monitor:
                 writer.writerows(rows)
             os.replace(temporary, self.path)
             self.board = _tensorboard(self.path.parent / "tensorboard", step)
-        self.start, self.begin = step, time.perf_counter()
-        self.bar = tqdm(
-            total=self.steps, initial=step, unit="step", mininterval=0.5, disable=not self.progress
-        )
 
     def step(self, step: int, values: dict[str, Tensor]) -> None:
         """Take this step's metrics (0-dim tensors); write a row when one is due."""
@@ -108,8 +117,16 @@ class Monitor:
 
     def _write(self, step: int) -> None:
         self.check(step)
-        means = torch.stack(self.pending).mean(dim=0).tolist()
+        means = self.mean(torch.stack(self.pending).mean(dim=0)).tolist()
         row = dict(zip(self.names, means, strict=True)) | self.extra
+        if self.writes:
+            self._write_row(step, row)
+        self.pending, self.extra = [], {}
+        speed = (step - self.start) * self.patches_per_step / (time.perf_counter() - self.begin)
+        shown = {k: f"{row[k]:.4g}" for k in list(row)[-3:]}
+        self.bar.set_postfix({"patches/s": f"{speed:.0f}"} | shown, refresh=False)
+
+    def _write_row(self, step: int, row: dict[str, float]) -> None:
         with writing(self.path), open(self.path, "a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(
                 {"step": step} | {k: f"{v:.6g}" for k, v in row.items()}
@@ -117,10 +134,6 @@ class Monitor:
         if self.board:
             for name, value in row.items():
                 self.board.add_scalar(name, value, step)
-        self.pending, self.extra = [], {}
-        speed = (step - self.start) * self.patches_per_step / (time.perf_counter() - self.begin)
-        shown = {k: f"{row[k]:.4g}" for k in list(row)[-3:]}
-        self.bar.set_postfix({"patches/s": f"{speed:.0f}"} | shown, refresh=False)
 
     def close(self) -> None:
         self.bar.close()

@@ -1,0 +1,288 @@
+"""Speed of training: the real loop, with each trick of the engine added in turn.
+
+All figures come from one run on one machine, so that their ratios mean something. Patches a second
+and the time of a step are medians; they include everything that the loop does, the moving average
+and the log too, but no validation and no checkpoint.
+"""
+
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from srlab.models import zoo
+from srlab.patches import PatchBank
+from srlab.training import loop
+from srlab.training.config import AdversarialConfig, PretrainConfig
+from srlab.training.engine import Engine, default_fabric
+from srlab.training.recipes import RECIPES, build_critic, build_perceptual
+
+PLAIN = Engine(channels_last=False, fused=False)
+# Each line adds to the one before.
+VARIANTS: dict[str, tuple[str, Engine]] = {
+    "plain (fp32, eager)": ("32-true", PLAIN),
+    "+ channels_last, fused Adam": ("32-true", Engine()),
+    "+ bf16 autocast": ("bf16-mixed", Engine()),
+    "+ torch.compile": ("bf16-mixed", Engine(compile="default")),
+    "+ CUDA graphs": ("bf16-mixed", Engine(compile="reduce-overhead")),
+}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One variant's figures.
+
+    Attributes:
+        step_ms: median time of a step, fed by the bank.
+        utilisation: the model's arithmetic a second as a share of the machine's peak.
+        waiting: share of the time of a step that goes when it is fed by a constant batch instead;
+            around zero, and by noise also below.
+        memory_mb: peak of the GPU's memory; None on the CPU, where nobody counts.
+        problem: why there are no figures.
+    """
+
+    patches_per_second: float = 0.0
+    step_ms: float = 0.0
+    speedup: float = 0.0
+    utilisation: float = 0.0
+    waiting: float = 0.0
+    memory_mb: float | None = None
+    problem: str = ""
+
+
+class Constant:
+    """A bank that hands out the same batch for ever: what data would cost if it cost nothing."""
+
+    def __init__(self, bank: PatchBank, *shape: int):
+        self.pair = bank.batch(*shape)
+        self.generator = torch.Generator()
+
+    def batch(self, *_: Any) -> tuple[Tensor, Tensor]:
+        return self.pair
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"random": self.generator.get_state()}
+
+
+def run_bench_train(
+    out: Path | None = None,
+    *,
+    game: bool = False,
+    quick: bool = False,
+    model: str | None = None,
+    batch_size: int | None = None,
+    patch_size: int = 24,
+    steps: int | None = None,
+    peak_tflops: float | None = None,
+    device: str = "auto",
+    variants: Sequence[str] = tuple(VARIANTS),
+) -> dict[str, Any]:
+    """Print a table; return it, and write it as JSON to ``out`` if given.
+
+    Args:
+        game: WDRN against the VGG critic by Wasserstein loss with gradient penalty, in place of
+            SRResNet-16's training for PSNR.
+        quick: few and small steps: to see that it works.
+        model: another architecture of :data:`srlab.models.zoo.ARCHITECTURES`.
+        batch_size, steps: by default what suits the device.
+        variants: names in :data:`VARIANTS`; the first is what the others are compared with.
+        peak_tflops: of the device, from its data sheet; by default measured by a large matrix
+            product, in bfloat16 or fp32, whichever is faster.
+    """
+    there = default_fabric(device).device
+    on_gpu = there.type == "cuda"
+    batch_size = batch_size or ((128 if not game else 32) if on_gpu else (2 if quick else 16))
+    steps = steps or (100 if on_gpu and not quick else 3 if quick or not on_gpu else 10)
+    if quick and not on_gpu:
+        patch_size = min(patch_size, 16)
+    peak = peak_tflops or measure_peak(there, 8192 if on_gpu else 1024)
+    job = _Job(game, model or ("wdrn" if game else "srresnet-16"), batch_size, patch_size, there)
+    flops = job.flops()
+    console = Console()
+    machine = _machine(there)
+    console.print(
+        f"{machine}\n{job.title}: {batch_size} patches of {patch_size}x{patch_size} -> "
+        f"{4 * patch_size}x{4 * patch_size} a step, {flops / 1e9:,.0f} GFLOP; peak "
+        f"{peak:,.1f} TFLOP/s ({'given' if peak_tflops else 'matrix product, measured now'})"
+    )
+    timings: dict[str, Timing] = {}
+    for name in variants:
+        precision, engine = VARIANTS[name]
+        if engine.compile == "reduce-overhead" and not on_gpu:
+            continue
+        timing = job.time(precision, engine, steps)
+        if timing.step_ms:
+            first = next(iter(timings.values()), timing).step_ms
+            rate = flops / (timing.step_ms / 1e3)
+            timing = replace(
+                timing, speedup=first / timing.step_ms, utilisation=rate / (peak * 1e12)
+            )
+        timings[name] = timing
+    console.print(_table(timings))
+    report = {
+        "machine": machine,
+        "job": job.title,
+        "batch_size": batch_size,
+        "patch_size": patch_size,
+        "steps": steps,
+        "flops_per_step": flops,
+        "peak_tflops": peak,
+        "peak": "given" if peak_tflops else "measured",
+        "variants": {name: asdict(timing) for name, timing in timings.items()},
+    }
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+class FlopCounter(TorchDispatchMode):
+    """Floating-point operations by torch's own formulas.
+
+    torch's ``FlopCounterMode`` follows modules too, and cannot do so through a gradient penalty.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if formula := flop_registry.get(func._overloadpacket):
+            self.total += formula(*args, **kwargs, out_val=result)
+        return result
+
+
+class _Job:
+    """One training, to be repeated under different engines."""
+
+    def __init__(self, game: bool, model: str, batch_size: int, patch_size: int, device: Any):
+        self.game, self.model, self.device = game, model, device
+        self.shape = batch_size, patch_size
+        self.title = f"{model} against the VGG critic" if game else f"training {model}"
+        random = torch.Generator().manual_seed(0)
+        picture = torch.randint(256, (3, 512, 768), generator=random, dtype=torch.uint8)
+        self.bank = PatchBank([picture] * 4, device=device)
+
+    def train(
+        self, precision: str, engine: Engine, steps: int, bank: Any, on_step: Callable[..., Any]
+    ) -> None:
+        torch.manual_seed(0)
+        generator = zoo.build(self.model)
+        batch_size, patch_size = self.shape
+        common = {
+            "steps": steps, "batch_size": batch_size, "patch_size": patch_size, "log_every": 1000,
+            "validate_every": 0, "checkpoint_every": 0,
+        }  # fmt: skip
+        options: dict[str, Any] = {
+            "fabric": default_fabric(self.device.type, precision),
+            "engine": engine, "on_step": on_step, "progress": False,
+        }  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:
+            if not self.game:
+                loop.pretrain(generator, bank, PretrainConfig(**common), folder, **options)
+                return
+            recipe = RECIPES["wdrn-vgg-wgan"]
+            critic = build_critic(recipe, patch_size * generator.scale)
+            options["perceptual"] = build_perceptual(recipe, self.bank.batch(4, patch_size)[1])
+            settings = AdversarialConfig(**recipe.settings | common)
+            loop.adversarial(generator, critic, bank, settings, folder, **options)
+
+    def flops(self) -> int:
+        """Of one whole step, both directions: counted by torch while a plain step runs."""
+        counter = FlopCounter()
+
+        def on_step(step: int, _: nn.Module) -> None:
+            # Between the ends of the first and of the second step.
+            counter.__enter__() if step == 1 else counter.__exit__(None, None, None)
+
+        self.train("32-true", PLAIN, 2, Constant(self.bank, *self.shape), on_step)
+        return counter.total
+
+    def time(self, precision: str, engine: Engine, steps: int) -> Timing:
+        constant = Constant(self.bank, *self.shape)
+        try:
+            fed, memory = self._median_step(precision, engine, steps, self.bank)
+            free, _ = self._median_step(precision, engine, steps, constant)
+        except Exception as error:  # one variant that fails is a result, too
+            return Timing(problem=(str(error).strip() or type(error).__name__).splitlines()[0])
+        rate = self.shape[0] / fed
+        return Timing(rate, 1e3 * fed, waiting=1 - free / fed, memory_mb=memory)
+
+    def _median_step(
+        self, precision: str, engine: Engine, steps: int, bank: Any
+    ) -> tuple[float, float | None]:
+        """Seconds a step, and the peak of the GPU's memory in MB.
+
+        A GPU runs behind the host: its steps are timed ten at a time, so that waiting for it does
+        not hold it up.
+        """
+        on_gpu = self.device.type == "cuda"
+        warm_up, stride = (20, 10) if on_gpu else (2, 1)
+        marks: list[float] = []
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+
+        def on_step(step: int, _: nn.Module) -> None:
+            if step >= warm_up and (step - warm_up) % stride == 0:
+                if on_gpu:
+                    torch.cuda.synchronize()
+                marks.append(time.perf_counter())
+
+        self.train(precision, engine, warm_up + stride * -(-steps // stride), bank, on_step)
+        times = [(b - a) / stride for a, b in pairwise(marks)]
+        memory = torch.cuda.max_memory_allocated() / 1e6 if on_gpu else None
+        return statistics.median(times), memory
+
+
+def measure_peak(device: torch.device, side: int) -> float:
+    """TFLOP/s of a square matrix product, the best of five, in bfloat16 or fp32."""
+    best = 0.0
+    for dtype in (torch.bfloat16, torch.float32):
+        a = torch.randn(side, side, device=device).to(dtype)
+        a @ a
+        for _ in range(5):
+            begin = time.perf_counter()
+            a @ a
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = max(best, 2 * side**3 / (time.perf_counter() - begin) / 1e12)
+    return best
+
+
+def _machine(device: torch.device) -> str:
+    threads = torch.get_num_threads()
+    cpus = f"{platform.machine()}, {os.cpu_count()} CPUs, {threads} threads"
+    gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+    return f"{cpus}{gpu}, torch {torch.__version__}"
+
+
+def _table(timings: dict[str, Timing]) -> Table:
+    table = Table("engine", header_style="bold")
+    for column in ("patches/s", "ms a step", "times plain", "of the peak", "waits", "memory"):
+        table.add_column(column, justify="right")
+    for name, t in timings.items():
+        if t.problem:
+            table.add_row(name, t.problem[:60])
+            continue
+        memory = f"{t.memory_mb:,.0f} MB" if t.memory_mb is not None else "-"
+        table.add_row(
+            name, f"{t.patches_per_second:,.1f}", f"{t.step_ms:,.1f}", f"{t.speedup:.2f}",
+            f"{t.utilisation:.1%}", f"{t.waiting:.1%}", memory,
+        )  # fmt: skip
+    return table

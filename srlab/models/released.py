@@ -1,0 +1,54 @@
+"""Files that come with the package, and how they are known to be the ones that were released.
+
+``weights/SHA256SUMS`` lists them in the format of ``sha256sum``; ``sha256sum -c SHA256SUMS`` in
+that folder checks them too.
+"""
+
+from pathlib import Path
+
+from srlab.download import sha256
+from srlab.errors import SrlabError
+
+FOLDER = Path(__file__).parents[1] / "weights"
+SUMS = "SHA256SUMS"
+
+
+class ChecksumError(SrlabError):
+    """A released file is not the one that was released."""
+
+
+def read_sums(folder: Path | None = None) -> dict[str, str]:
+    """File name relative to the folder -> SHA-256 in hexadecimal."""
+    file = (folder or FOLDER) / SUMS
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return {name: digest for digest, name in (line.split(maxsplit=1) for line in lines)}
+
+
+def check(path: Path, folder: Path | None = None) -> None:
+    """Compare a released file with its entry in the list.
+
+    Raises:
+        ChecksumError: it differs, or is not listed.
+    """
+    folder = folder or FOLDER
+    name = path.relative_to(folder).as_posix()
+    expected = read_sums(folder).get(name)
+    if expected is None:
+        raise ChecksumError(
+            f"{path} is not listed in {folder / SUMS}: it did not come with the package. Load it "
+            "by its path, or add it by `srlab export`."
+        )
+    if sha256(path) != expected:
+        raise ChecksumError(
+            f"{path} is not the released file (its SHA-256 differs from that in {SUMS}): it was "
+            "changed or damaged. Install srlab again, or `git checkout` the file."
+        )
+
+
+def record(path: Path, folder: Path | None = None) -> None:
+    """Put a new file of the folder on the list; other files are none of its business."""
+    path, folder = path.resolve(), (folder or FOLDER).resolve()
+    if not path.is_relative_to(folder):
+        return
+    sums = read_sums(folder) | {path.relative_to(folder).as_posix(): sha256(path)}
+    (folder / SUMS).write_text("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))

@@ -1,0 +1,101 @@
+"""srlab.training.engine: each trick gives the numbers of the plain step, and steps back alone."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from srlab.errors import SrlabError
+from srlab.models.generators import SRResNet
+from srlab.patches import PatchBank
+from srlab.training import loop
+from srlab.training.config import PretrainConfig
+from srlab.training.engine import Engine, default_fabric
+from srlab.training.monitor import read_log
+
+PLAIN = Engine(channels_last=False, fused=False)
+
+
+class Noisy(SRResNet):
+    def forward(self, lr):
+        return super().forward(lr + 0.01 * torch.randn_like(lr))
+
+
+def train(folder, engine, kind=SRResNet, steps=6):
+    torch.manual_seed(1)
+    network = kind(n_blocks=1, n_features=8)
+    random = torch.Generator().manual_seed(3)
+    bank = PatchBank([torch.randint(256, (3, 40, 48), generator=random, dtype=torch.uint8)])
+    settings = PretrainConfig(
+        steps=steps, batch_size=2, patch_size=8, log_every=1, validate_every=0
+    )
+    options = {"fabric": default_fabric("cpu"), "progress": False, "engine": engine}
+    result = loop.pretrain(network, bank, settings, folder, **options)
+    assert torch.isfinite(result.generator.tail.weight).all()
+    return read_log(folder / "log.csv")["loss"][1]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("plain"), PLAIN)
+
+
+@pytest.mark.parametrize(
+    "engine", [Engine(), Engine(fused=False), Engine(channels_last=False)], ids=repr
+)
+def test_the_tricks_do_not_change_what_is_learnt(tmp_path, plain, engine):
+    assert_close(train(tmp_path, engine), plain, rtol=1e-4, atol=0)
+
+
+def test_compiled_or_not_the_loss_is_the_same(tmp_path, plain, capsys):
+    """Also where there is no compiler: then a line says so, and training goes on."""
+    assert_close(train(tmp_path, Engine(compile="default")), plain, rtol=1e-3, atol=0)
+    told = capsys.readouterr().out
+    assert told == "" or ("torch.compile does not work here" in told and told.count("\n") == 1)
+
+
+@pytest.mark.parametrize("kind", [SRResNet, Noisy])
+def test_a_failing_compiler_leaves_no_trace(tmp_path, monkeypatch, capsys, kind):
+    """Statistics of batch norm and the random state are as if nobody had tried."""
+    train(tmp_path / "plain", Engine(), kind)
+
+    def broken(network, **options):
+        def run(x):
+            network(x).sum().backward()
+            raise RuntimeError("no C++ compiler\nlong story")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    train(tmp_path / "compiled", Engine(compile="default"), kind)
+    told = capsys.readouterr().out
+    assert told == "torch.compile does not work here (no C++ compiler): going on without it.\n"
+    a, b = ((tmp_path / n / "log.csv").read_bytes() for n in ("plain", "compiled"))
+    assert a == b
+
+
+def test_unknown_modes_are_refused():
+    with pytest.raises(SrlabError, match=r"off, default, reduce-overhead.*got 'fast'"):
+        Engine(compile="fast")
+
+
+def test_a_device_that_is_not_there():
+    with pytest.raises(SrlabError, match="--device tpu --precision 32-true"):
+        default_fabric("tpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_no_step_waits_for_the_gpu(tmp_path, mode):
+    """torch raises where the host would wait; rows of the log and checkpoints may."""
+    torch.manual_seed(1)
+    network = SRResNet(n_blocks=1, n_features=8)
+    bank = PatchBank([torch.randint(256, (3, 96, 96), dtype=torch.uint8)], device="cuda")
+
+    def on_step(step, _):
+        torch.cuda.set_sync_debug_mode("error" if 10 <= step < 18 else "default")
+
+    settings = PretrainConfig(steps=40, batch_size=4, log_every=20, validate_every=0)
+    options = {"progress": False, "engine": Engine(compile=mode), "on_step": on_step}
+    result = loop.pretrain(network, bank, settings, tmp_path, **options)
+    assert result.step == 40
