@@ -64,13 +64,14 @@ def test_scores_are_one_a_picture_or_one_a_place(images):
 
 
 def test_each_picture_is_judged_by_itself(images):
-    for critic in (VGGCritic(trunk(), pixel_branch=True), Discriminator(32, 4, norm="instance")):
+    critics = [Discriminator(32, 4, norm=norm) for norm in ("instance", "group")]
+    for critic in (VGGCritic(trunk(), pixel_branch=True), *critics):
         critic.train()
         assert_close(critic(images)[:1], critic(images[:1]), rtol=1e-4, atol=1e-5)
         assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in critic.modules())
 
 
-@pytest.mark.parametrize("norm", ["batch", "instance", "none"])
+@pytest.mark.parametrize("norm", ["batch", "instance", "group", "none"])
 def test_discriminators_of_all_norms_have_the_same_convolutions(norm):
     shapes = {
         n: t.shape for n, t in Discriminator(32, 4).state_dict().items() if t.ndim == 4
@@ -78,12 +79,25 @@ def test_discriminators_of_all_norms_have_the_same_convolutions(norm):
     other = Discriminator(32, 4, norm=norm)
     assert {n: t.shape for n, t in other.state_dict().items() if t.ndim == 4} == shapes
     kinds = [type(m).__name__ for m in other.features]
-    expected = {"batch": "BatchNorm2d", "instance": "InstanceNorm2d", "none": "Identity"}[norm]
+    expected = {
+        "batch": "BatchNorm2d", "instance": "InstanceNorm2d", "group": "GroupNorm",
+        "none": "Identity",
+    }[norm]  # fmt: skip
     assert kinds.count(expected) == 7
 
 
+@pytest.mark.parametrize(
+    ("n_features", "groups"), [(64, [4, 8, 8, 16, 16, 32, 32]), (4, [1, 1, 1, 1, 1, 2, 2])]
+)
+def test_group_norm_takes_sixteen_channels_at_a_time(n_features, groups):
+    critic = Discriminator(32, n_features, norm="group")
+    assert [m.num_groups for m in critic.features if isinstance(m, nn.GroupNorm)] == groups
+
+
 def test_an_unknown_norm():
-    with pytest.raises(ValueError, match="norm must be one of batch, instance, none, got 'layer'"):
+    with pytest.raises(
+        ValueError, match="norm must be one of batch, instance, group, none, got 'layer'"
+    ):
         Discriminator(32, norm="layer")
 
 

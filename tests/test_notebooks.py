@@ -7,6 +7,7 @@ import itertools
 import json
 import pkgutil
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -135,6 +136,7 @@ def solved_course(tmp_path_factory):
     profiles.mkdir(parents=True)
     for profile in (ROOT / "notebooks/profiles").glob("*.yaml"):
         (profiles / profile.name).write_text(profile.read_text())
+    shutil.copytree(ROOT / "notebooks/results", course / "notebooks/results")
     for path in CHAPTERS:
         notebook = nbformat.read(path, 4)
         answers = iter(solutions(path.stem[:2]))

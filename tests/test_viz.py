@@ -554,3 +554,58 @@ def test_a_heatmap_writes_each_number_and_leaves_nan_empty():
     assert figure.png() == figure.png()
     with pytest.raises(ValueError, match=r"shape \(2, 2\), labels are 3 and 2"):
         figures.heatmap(values, ["a", "b", "c"], ["c1", "c2"])
+
+
+def test_intervals_stand_at_their_numbers():
+    values = {"a": (1.0, 0.5, 2.0), "b": (3.0, 2.5, 3.25)}
+    figure = figures.intervals(values, "correlation", vlines={"none": 0.0})
+    axes = figure.axes[0]
+    assert [line.get_xdata()[0] for line in axes.lines[:2]] == [1.0, 3.0]
+    ends = [tuple(lines.get_segments()[0][:, 0]) for lines in axes.collections]
+    assert ends == [(0.5, 2.0), (2.5, 3.25)]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["a", "b"]
+    assert texts(figure) == ["none"]
+    assert figure.alt == "Intervals of correlation: a and b"
+    assert figure.png() == figure.png()
+    with pytest.raises(ValueError, match="values is empty"):
+        figures.intervals({}, "x")
+
+
+@pytest.mark.parametrize("log", [True, False])
+def test_a_contour_is_brightest_where_the_value_is_largest(log):
+    x, y = np.meshgrid([1.0, 10.0, 100.0], [1.0, 10.0, 100.0])
+    figure = figures.contour(
+        x.ravel(), y.ravel(), x.ravel(), "x", "y", "value", log=log, alt="rises to the right"
+    )
+    axes = figure.axes[0]
+    (dots,) = axes.lines
+    scale = np.log10 if log else np.asarray
+    places = sorted(zip(scale(x).flat, scale(y).flat, strict=True))
+    assert sorted(zip(*dots.get_data(), strict=True)) == places
+    canvas = decode(figure.png())
+    ticks = [float(tick.get_text()) for tick in axes.get_xticklabels()]
+    assert scale(ticks) == pytest.approx(axes.get_xticks(), abs=0.02)
+    places = axes.transData.transform(scale([(3.0, 30.0), (60.0, 30.0)])).round().astype(int)
+    left, right = (canvas[len(canvas) - 1 - row, column].sum() for column, row in places)
+    assert right > left + 60
+    with pytest.raises(ValueError, match="three places or more"):
+        figures.contour([1, 2], [1, 2], [1, 2], "x", "y", "value")
+
+
+def test_points_of_a_plane_stand_at_their_numbers_under_their_names():
+    points = {"bicubic": (26.0, 0.5), "GAN": (25.5, 0.2), "net": (27.0, 0.4)}
+    path = [(27.0, 0.4), (26.5, 0.3), (25.5, 0.2)]
+    figure = figures.plane(points, "PSNR", "LPIPS", {"between": path})
+    axes = figure.axes[0]
+    found = {dot.get_label(): tuple(dot.get_offsets()[0]) for dot in axes.collections}
+    assert found == points
+    looks = {
+        (tuple(d.get_facecolor()[0]), len(d.get_paths()[0].vertices)) for d in axes.collections
+    }
+    assert len(looks) == len(points)
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["between", *points]
+    assert list(zip(*axes.lines[0].get_data(), strict=True)) == path
+    assert figure.alt == "LPIPS against PSNR: bicubic, GAN and net"
+    assert figure.png() == figure.png()
+    with pytest.raises(ValueError, match="points is empty"):
+        figures.plane({}, "x", "y")

@@ -1,6 +1,7 @@
 """Critics: networks that look at an image and say how real it seems."""
 
 from copy import deepcopy
+from math import gcd
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from srlab.models.vgg import LAYERS, Features
 NORMS = {
     "batch": nn.BatchNorm2d,
     "instance": lambda channels: nn.InstanceNorm2d(channels, affine=True),
+    # Groups of 16 channels, one of the sizes in Wu and He 2018, arXiv:1803.08494, or fewer.
+    "group": lambda channels: nn.GroupNorm(channels // gcd(channels, 16), channels),
     "none": lambda channels: nn.Identity(),
 }
 
@@ -25,8 +28,9 @@ class Discriminator(nn.Module):
         patch_size: side of the HR crops that it will see, in pixels, a multiple of 16 (96 in the
             paper). The dense layer needs to know it.
         n_features: channels of the first layer; doubled three times on the way.
-        norm: ``"batch"`` as in the paper, ``"instance"`` or ``"none"``. With batch norm one
-            picture's score depends on the others, and a gradient penalty has no meaning.
+        norm: ``"batch"`` as in the paper, ``"instance"``, ``"group"`` (16 channels each) or
+            ``"none"``. With batch norm one picture's score depends on the others, and a gradient
+            penalty has no meaning.
         spectral: divide each layer's weight by its largest singular value (Miyato et al. 2018,
             arXiv:1802.05957), which bounds the slope of the whole network.
 

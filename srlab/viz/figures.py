@@ -14,6 +14,8 @@ from os import PathLike
 
 import matplotlib
 import matplotlib.figure
+import matplotlib.ticker
+import matplotlib.tri
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -344,6 +346,44 @@ def dots(
     return figure
 
 
+def plane(
+    points: Mapping[str, tuple[float, float]],
+    xlabel: str,
+    ylabel: str,
+    paths: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    *,
+    alt: str | None = None,
+) -> Figure:
+    """Named points in a plane, such as models by distortion and perception.
+
+    Y. Blau, T. Michaeli, "The perception-distortion tradeoff", CVPR 2018, arXiv:1711.06077.
+
+    Args:
+        points: name -> (x, y); a legend explains colours and shapes.
+        paths: label -> points (x, y) of a line, for instance of interpolated networks.
+
+    Raises:
+        ValueError: no points.
+    """
+    if not points:
+        raise ValueError("plane has nothing to draw: points is empty.")
+    figure = Figure(760, 400, alt or f"{ylabel} against {xlabel}: {_listed(points)}")
+    figure.set_layout_engine("constrained")
+    with matplotlib.rc_context(STYLE):
+        axes = figure.add_subplot()
+        for colour, (label, line) in zip((GREY, INK) * 9, (paths or {}).items(), strict=False):
+            x, y = _numbers(list(zip(*line, strict=True)))
+            axes.plot(x, y, color=colour, label=label, marker=".", linewidth=1.2, zorder=1)
+        for i, (name, at) in enumerate(points.items()):
+            # Neither colour nor shape alone: together they tell many points apart.
+            style = {"color": COLOURS[i % len(COLOURS)], "marker": "osD^vP*"[i // 2 % 7]}
+            axes.scatter(*at, label=name, s=52, zorder=2, edgecolors="white", **style)
+        axes.margins(0.12)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        figure.legend(loc="outside right upper", handlelength=1.2)
+    return figure
+
+
 def heatmap(
     values: Tensor,
     rows: Sequence[str],
@@ -505,3 +545,97 @@ def _numbers(x: Sequence[float] | Tensor) -> np.ndarray:
 def _listed(names: Sequence[str] | Mapping[str, object]) -> str:
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def intervals(
+    values: Mapping[str, tuple[float, float, float]],
+    xlabel: str,
+    vlines: Mapping[str, float] | None = None,
+    *,
+    alt: str | None = None,
+) -> Figure:
+    """Estimates with their intervals: a dot and a line for each label.
+
+    Args:
+        values: label -> (estimate, low, high), drawn from top to bottom.
+        vlines: label -> x of a dashed line of reference.
+
+    Raises:
+        ValueError: no values.
+    """
+    if not values:
+        raise ValueError("intervals has nothing to draw: values is empty.")
+    figure = Figure(600, 80 + 34 * len(values), alt or f"Intervals of {xlabel}: {_listed(values)}")
+    figure.set_layout_engine("constrained")
+    with matplotlib.rc_context(STYLE):
+        axes = figure.add_subplot()
+        for y, (middle, low, high) in enumerate(values.values()):
+            axes.hlines(y, low, high, color=COLOURS[0], linewidth=3, alpha=0.6)
+            axes.plot([middle], [y], "o", color=COLOURS[0], markersize=8, clip_on=False)
+        for label, x in (vlines or {}).items():
+            axes.axvline(x, color=GREY, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
+            axes.annotate(
+                label, (x, 1), xycoords=("data", "axes fraction"),
+                xytext=(0, 3), textcoords="offset points", ha="center", color=GREY,
+            )  # fmt: skip
+        axes.set_yticks(range(len(values)), list(values))
+        axes.set_ylim(len(values) - 0.5, -0.5)
+        axes.grid(False, axis="y")
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(xlabel)
+    return figure
+
+
+def contour(
+    x: Sequence[float],
+    y: Sequence[float],
+    values: Sequence[float],
+    xlabel: str,
+    ylabel: str,
+    label: str,
+    log: bool = True,
+    *,
+    alt: str | None = None,
+) -> Figure:
+    """A surface over two parameters, drawn between the places where it was measured.
+
+    Straight interpolation between neighbours (Delaunay's triangles), nothing outside of them. Each
+    measured place is a dot: how much of the picture is guessed can be seen.
+
+    Args:
+        x, y: the places, at least three that are not on one line.
+        values: at each place; brighter is larger.
+        label: of the values.
+        log: logarithmic axes.
+
+    Raises:
+        ValueError: fewer than three places, or the lengths differ.
+    """
+    x, y, values = _numbers(x), _numbers(y), _numbers(values)
+    if not len(x) == len(y) == len(values) or len(x) < 3:
+        raise ValueError(
+            f"contour needs three places or more, each with x, y and a value; got {len(x)}, "
+            f"{len(y)} and {len(values)} of them."
+        )
+    figure = Figure(600, 380, alt or f"Contours of {label} over {xlabel} and {ylabel}")
+    figure.set_layout_engine("constrained")
+    with matplotlib.rc_context(STYLE):
+        axes = figure.add_subplot()
+        # Logarithms are taken here, not by the axes: straight lines of the drawn plane are meant.
+        x, y = (np.log10(x), np.log10(y)) if log else (x, y)
+        scaled = [(v - v.min()) / (np.ptp(v) or 1) for v in (x, y)]
+        triangles = matplotlib.tri.Triangulation(*scaled).triangles
+        surface = axes.tricontourf(
+            matplotlib.tri.Triangulation(x, y, triangles), values, levels=8, cmap="cividis"
+        )
+        axes.plot(x, y, "o", color="white", markeredgecolor=INK, markersize=6, clip_on=False)
+        if log:
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
+                axis.set_major_formatter(lambda power, _: f"{10**power:.2g}")
+        axes.grid(False)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        bar = figure.colorbar(surface, ax=axes, label=label)
+        bar.outline.set_visible(False)
+    return figure
