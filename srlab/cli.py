@@ -456,6 +456,30 @@ def bench_train(
     )  # fmt: skip
 
 
+@bench_app.command("upscale")
+def bench_upscale(
+    out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Model; repeat for more. Default: srresnet-16, srresnet."),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Small picture to upscale; default: one of the course.")
+    ] = None,
+    side: Annotated[int, typer.Option(help="Cut it to this many pixels a side; 0: whole.")] = 192,
+    rounds: Annotated[int, typer.Option(help="Measurements of each engine.")] = 5,
+    compile: Annotated[bool, typer.Option("--compile", help="Time torch.compile, too.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Upscaling speed by engine: torch plain, folded, channels_last, bf16; ONNX Runtime."""
+    from srlab.bench_upscale import MODELS, run_bench_upscale
+
+    run_bench_upscale(
+        out, models=tuple(model or MODELS), picture=picture, side=side, rounds=rounds,
+        compile=compile, device=device,
+    )  # fmt: skip
+
+
 @course_app.command("run")
 def course_run(
     profile: Annotated[str, typer.Option(help="smoke, lite or full.")] = "lite",

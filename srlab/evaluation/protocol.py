@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from srlab.degradation import crop_to_multiple, downsample, quantize
+from srlab.degradation import crop_to_multiple, downsample, quantize, resize
 from srlab.errors import SrlabError
 from srlab.evaluation.metrics import psnr, ssim
 from srlab.evaluation.upscale import upscale
@@ -84,6 +84,20 @@ def compare(
     s = protocol.shave
     sr, hr = (x[..., s : x.shape[-2] - s, s : x.shape[-1] - s][None] for x in (sr, hr))
     return float(psnr(sr, hr)), float(ssim(sr, hr))
+
+
+def consistency(sr: Tensor, lr: Tensor) -> float:
+    """How well an SR image, made small again, gives back the LR image it came from: PSNR in dB.
+
+    No HR image is needed. The HR image itself reads about 59 dB, the rounding of LR to 8 bit, and
+    nobody needs more; a low figure tells of a colour shift or of invented objects.
+
+    Args:
+        sr: (3, H * scale, W * scale) float RGB; clamped, as a file would.
+        lr: (3, H, W) float RGB in [0, 1].
+    """
+    small = resize(sr.clamp(0, 1), lr.shape[-1] / sr.shape[-1])
+    return float(psnr(small[None], lr[None]))
 
 
 def evaluate(

@@ -153,9 +153,12 @@ def fold(generator: nn.Module) -> nn.Module:
 
     Returns:
         A copy in evaluation mode that describes itself as what it now is: a network without batch
-        norm, and ``"concat"`` where it was ``"weighted-concat"``.
+        norm, and ``"concat"`` where it was ``"weighted-concat"``. A network of another kind is
+        copied as it is.
     """
     source = deepcopy(generator).eval()
+    if not isinstance(source, SRResNet | WDRN):
+        return source
     for module in source.modules():
         if isinstance(module, FusionConv):
             module.fold_()

@@ -1,0 +1,64 @@
+"""All of a generator's figures on one set of pictures: error, likeness, consistency."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from srlab.degradation import crop_to_multiple, downsample, quantize
+from srlab.evaluation import protocol
+from srlab.evaluation.upscale import upscale
+from srlab.images import is_grey, read_image
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one picture, or the mean of many.
+
+    Attributes:
+        psnr, ssim: by the published protocol (:func:`srlab.evaluation.protocol.compare`).
+        distance: to HR by the given judge, such as LPIPS; NaN without one. Less is better.
+        consistency: see :func:`srlab.evaluation.protocol.consistency`.
+    """
+
+    image: str
+    psnr: float
+    ssim: float
+    distance: float
+    consistency: float
+
+
+@torch.no_grad()
+def measure(
+    generator: nn.Module,
+    files: Sequence[Path],
+    judge: Callable[[Tensor, Tensor], Tensor] | None = None,
+    *,
+    device: torch.device | str = "cpu",
+) -> list[Figures]:
+    """Enlarge each picture's LR once and take every figure from that SR picture, at 8 bit.
+
+    Args:
+        judge: two (1, 3, H, W) RGB in [0, 1] -> a distance, such as
+            :class:`srlab.evaluation.perceptual.LPIPS`; it sees whole pictures, nothing shaved.
+    """
+    generator = generator.to(device)
+    figures = []
+    for file in files:
+        hr = crop_to_multiple(read_image(file), generator.scale).to(device)
+        lr = downsample(hr, generator.scale)
+        sr = quantize(upscale(generator, lr))
+        psnr, ssim = protocol.compare(sr, hr, grey=is_grey(file))
+        distance = float(judge(sr[None], hr[None])) if judge else float("nan")
+        name = Path(file).stem
+        figures.append(Figures(name, psnr, ssim, distance, protocol.consistency(sr, lr)))
+    return figures
+
+
+def mean(figures: Sequence[Figures]) -> Figures:
+    """The set's figures: means over its pictures, of decibels too."""
+    columns = ("psnr", "ssim", "distance", "consistency")
+    sums = {name: sum(getattr(f, name) for f in figures) for name in columns}
+    return Figures("mean", **{name: value / len(figures) for name, value in sums.items()})

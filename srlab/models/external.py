@@ -1,0 +1,123 @@
+"""Other people's networks, as files of weights, behind the interface of our own generators.
+
+spandrel (https://github.com/chaiNNer-org/spandrel) knows some forty published architectures by the
+names and shapes of their tensors, ESRGAN, SwinIR and HAT among them. It is an optional dependency.
+"""
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from srlab.errors import SrlabError
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+OVERLAP = 32
+
+
+class ExternalError(SrlabError):
+    """A file from elsewhere that cannot be used; the message says why."""
+
+
+class External(nn.Module):
+    """A network that spandrel has recognised; for use, not for training: no gradient passes.
+
+    A picture smaller than the network needs, or of a side that it cannot divide, is padded by
+    reflection at the right and at the bottom, and the result cut.
+
+    Args:
+        descriptor: spandrel's ``ImageModelDescriptor``.
+
+    Attributes:
+        scale: HR size / LR size.
+        architecture: its name, such as ``"HAT"``.
+        receptive_radius: 32 LR pixels for every network: how far tiles overlap
+            (:mod:`srlab.evaluation.upscale`). Many networks see farther, so that tiles differ a
+            little from the whole picture; ``tile=None`` is exact. Windows of 8, 16 or 32
+            pixels fall on the same places in tiles of 192 or 256 as in the whole picture.
+        options: empty, since a weight file of ours cannot describe it.
+
+    Shape: (N, 3, H, W) RGB in [0, 1] -> (N, 3, H * scale, W * scale), clamped to [0, 1].
+    """
+
+    def __init__(self, descriptor: Any):
+        super().__init__()
+        self.network = descriptor.model
+        self.descriptor = descriptor
+        self.scale = descriptor.scale
+        self.architecture = descriptor.architecture.name
+        self.receptive_radius = OVERLAP
+        self.options: dict[str, Any] = {}
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return self.descriptor(lr)
+
+
+def load_external(path: str | Path) -> External:
+    """A published network in evaluation mode, on the CPU, in 32-bit floats.
+
+    Nothing in the file is executed: ``.safetensors`` holds tensors only, and of a pickle (``.pth``,
+    ``.pt``, ``.ckpt``) torch's restricted reader takes tensors and plain containers.
+
+    Args:
+        path: the file, of a network that enlarges one RGB picture.
+
+    Raises:
+        ExternalError: spandrel is not installed; or the file is damaged, could run code, is of an
+            unknown architecture, or of a network with another task.
+    """
+    path = Path(path)
+    weights = _read(path)
+    try:
+        from spandrel import ImageModelDescriptor, ModelLoader, canonicalize_state_dict
+    except ImportError as error:
+        raise ExternalError(
+            f"{path} may be another project's network, which needs spandrel: "
+            "`pip install spandrel`, then try again."
+        ) from error
+    try:
+        with warnings.catch_warnings():  # about the code of its networks, to which nobody can react
+            warnings.simplefilter("ignore")
+            weights = canonicalize_state_dict(weights)
+            descriptor = ModelLoader(device="cpu").load_from_state_dict(weights)
+    except Exception as error:  # spandrel guesses sizes from tensors, and can fail in any way
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ExternalError(f"{path} holds no network that spandrel knows ({why}).") from error
+    if not isinstance(descriptor, ImageModelDescriptor) or descriptor.scale < 2:
+        raise ExternalError(
+            f"{path} holds a network of another task than super-resolution "
+            f"({descriptor.architecture.name}, {descriptor.purpose}, x{descriptor.scale})."
+        )
+    if (descriptor.input_channels, descriptor.output_channels) != (3, 3):
+        raise ExternalError(
+            f"{path} holds a network from {descriptor.input_channels} to "
+            f"{descriptor.output_channels} channels: only RGB networks can be compared."
+        )
+    return External(descriptor.float().eval()).eval().requires_grad_(False)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The file's tensors, perhaps nested in dictionaries."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise ExternalError(f"{path} does not end in one of {', '.join(SUFFIXES)}.")
+    try:
+        if path.suffix.lower() == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ExternalError(
+            f"{path} holds more than plain weights, or is damaged: unpacking it could run code, so "
+            "it was refused. Ask its makers for a .safetensors file."
+        ) from error
+    except Exception as error:
+        raise ExternalError(
+            f"{path} cannot be read as weights ({type(error).__name__}): download it again."
+        ) from error
+    if not isinstance(weights, dict):
+        raise ExternalError(f"{path} holds a {type(weights).__name__}, no tensors by name.")
+    return weights

@@ -1,0 +1,103 @@
+"""What README and the model cards state is what the files beside them hold."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from srlab.models import zoo
+
+ROOT = Path(__file__).parents[1]
+SETS = ("set5", "set14", "bsd100", "urban100")
+PAIR = re.compile(r"(\d\d\.\d\d)(?: dB)? / (0?\.\d{4})")
+
+
+def pairs(text):
+    """Every "28.42 dB / 0.8104" in a text, as (PSNR, SSIM)."""
+    return [(float(psnr), float(ssim)) for psnr, ssim in PAIR.findall(text)]
+
+
+def noted(name):
+    """Set -> (PSNR, SSIM) that `srlab export` measured on the released file."""
+    notes = zoo.read_notes(zoo.released()[name])
+    return {s: pairs(notes[s])[0] for s in SETS if s in notes}
+
+
+def readme_rows():
+    """First cell -> {set: pair} of README's tables whose head names benchmark sets."""
+    rows, head = {}, []
+    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if not line.startswith("|"):
+            head = []
+        elif not head:
+            head = [cell.lower() for cell in cells]
+        elif "set5" in head:
+            rows[cells[0]] = {
+                s: pairs(cell)[0] for s, cell in zip(head, cells, strict=True) if pairs(cell)
+            }
+    return rows
+
+
+def section(name):
+    """A model's card."""
+    cards = (ROOT / "srlab" / "weights" / "README.md").read_text(encoding="utf-8")
+    found = re.search(rf"^## {re.escape(name)}$(.*?)(?=^## |\Z)", cards, re.M | re.S)
+    assert found, f"srlab/weights/README.md has no section {name}"
+    return found.group(1)
+
+
+def test_the_files_hold_measurements():
+    assert zoo.released()
+    for name in zoo.released():
+        assert "set5" in noted(name), f"{name} was released without its measured figures"
+
+
+def test_readme_states_what_the_weight_files_say():
+    stated = {
+        name: figures
+        for row, figures in readme_rows().items()
+        for name in zoo.released()
+        if row.startswith(f"`{name}`")
+    }
+    assert stated, "README has no row of a released model"
+    for name, figures in stated.items():
+        assert figures, f"README's row of {name} states nothing"
+        assert figures == {s: noted(name)[s] for s in figures}, f"README's row of {name}"
+
+
+@pytest.mark.parametrize("name", sorted(zoo.released()))
+def test_a_model_card_states_what_its_weight_file_says(name):
+    row = next(line for line in section(name).splitlines() if line.startswith("| measured |"))
+    row = row.partition("(bicubic")[0]  # the comparison in brackets is no figure of the model
+    assert pairs(row) == [noted(name)[s] for s in SETS if s in noted(name)]
+
+
+@pytest.mark.parametrize("name", sorted(zoo.released()))
+def test_a_model_card_states_its_size_and_steps(name):
+    card = section(name)
+    parameters = sum(p.numel() for p in zoo.load(name).parameters())
+    steps = zoo.read_notes(zoo.released()[name])["steps"]
+    assert f"{parameters:,} parameters" in card
+    assert re.search(rf"\| steps \| .*\b{steps:,}\b", card)
+
+
+def test_the_log_of_a_released_model_ends_with_its_last_step():
+    from srlab.training.monitor import read_log
+
+    for name, path in zoo.released().items():
+        steps, _ = read_log(zoo.released_log(name))["val_psnr"]
+        assert steps[-1] == zoo.read_notes(path)["steps"], name
+
+
+def test_bicubics_stated_figures_are_measured_where_the_sets_are():
+    from srlab.datasets import DATASETS, find, status
+    from srlab.evaluation import protocol
+
+    row = next(v for k, v in readme_rows().items() if k.startswith("bicubic, measured"))
+    here = [s for s in ("set5", "set14") if status(s)[1] >= DATASETS[s].count]
+    if not here:
+        pytest.skip("neither Set5 nor Set14 is on this machine")
+    for name in here:
+        mean = protocol.mean(protocol.evaluate(zoo.load("bicubic"), find(name)))
+        assert row[name] == (round(mean.psnr, 2), round(mean.ssim, 4)), name
