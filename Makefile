@@ -20,11 +20,11 @@ help:
 	@echo "make lock     renew requirements.lock from pyproject.toml"
 
 course: $(VENV)/ready
-	@echo "Running all chapters, profile $(PROFILE): about 5 minutes on two CPU cores for lite, 1 for smoke."
+	@echo "Running all chapters, profile $(PROFILE): about 15 minutes on two CPU cores for lite, 5 for smoke."
 	@$(BIN)/srlab course run --profile $(PROFILE)
 
 test: $(VENV)/ready
-	@echo "Linting, unit tests, then every chapter against its stored outputs: about 10 minutes on two cores."
+	@echo "Linting, unit tests, then every chapter against its stored outputs: about 30 minutes on two cores."
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/python -m pytest -q --nbval --nbval-current-env --nbval-cell-timeout=900 \

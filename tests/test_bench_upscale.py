@@ -1,11 +1,12 @@
 """srlab.bench_upscale: engines agree with torch, and the table says who is fastest."""
 
 import json
+import sys
 
 import pytest
 import torch
 
-from srlab import bench_upscale
+from srlab import bench_upscale, cli
 from srlab.bench_upscale import PLAIN, run_bench_upscale, time_engines
 from srlab.errors import SrlabError
 from srlab.evaluation.metrics import psnr
@@ -73,3 +74,14 @@ def test_wrong_arguments():
         run_bench_upscale(models=("srresnett",), side=8, device="cpu")
     with pytest.raises(SrlabError, match="nowhere"):
         run_bench_upscale(models=("srresnet",), side=8, device="nowhere")
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "a.json"
+    options = ["--model", "srresnet", "--side", "8", "--rounds", "1", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["srlab", "bench", "upscale", *options])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    assert list(json.loads(out.read_text())["models"]) == ["srresnet"]
+    assert "times plain" in capsys.readouterr().out
