@@ -9,7 +9,7 @@ channel in place of three is shown as grey.
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 
 import matplotlib
@@ -331,18 +331,36 @@ def dots(
         for y, row in enumerate(map(_numbers, values.values())):
             axes.plot(row, np.full(len(row), y), "o", color=COLOURS[0], alpha=0.7, clip_on=False)
             axes.vlines(row.mean(), y - 0.28, y + 0.28, color=COLOURS[1], linewidth=2)
-        for label, x in (vlines or {}).items():
-            axes.axvline(x, color=GREY, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
-            axes.annotate(
-                label, (x, 1), xycoords=("data", "axes fraction"),
-                xytext=(0, 3), textcoords="offset points", ha="center", color=GREY,
-            )  # fmt: skip
-        axes.set_yticks(range(len(values)), list(values))
-        axes.set_ylim(len(values) - 0.5, -0.5)
-        axes.grid(False, axis="y")
-        axes.tick_params(axis="y", length=0, labelcolor=INK)
-        axes.spines["left"].set_visible(False)
-        axes.set_xlabel(xlabel)
+        _label_rows(axes, values, xlabel, vlines)
+    return figure
+
+
+def intervals(
+    values: Mapping[str, tuple[float, float, float]],
+    xlabel: str,
+    vlines: Mapping[str, float] | None = None,
+    *,
+    alt: str | None = None,
+) -> Figure:
+    """Estimates with their intervals: a dot and a line for each label.
+
+    Args:
+        values: label -> (estimate, low, high), drawn from top to bottom.
+        vlines: label -> x of a dashed line of reference.
+
+    Raises:
+        ValueError: no values.
+    """
+    if not values:
+        raise ValueError("intervals has nothing to draw: values is empty.")
+    figure = Figure(600, 80 + 34 * len(values), alt or f"Intervals of {xlabel}: {_listed(values)}")
+    figure.set_layout_engine("constrained")
+    with matplotlib.rc_context(STYLE):
+        axes = figure.add_subplot()
+        for y, (middle, low, high) in enumerate(values.values()):
+            axes.hlines(y, low, high, color=COLOURS[0], linewidth=3, alpha=0.6)
+            axes.plot([middle], [y], "o", color=COLOURS[0], markersize=8, clip_on=False)
+        _label_rows(axes, values, xlabel, vlines)
     return figure
 
 
@@ -425,6 +443,60 @@ def heatmap(
         axes.grid(False)
         axes.spines[:].set_visible(False)
         axes.set(xlabel=xlabel, ylabel=ylabel)
+    return figure
+
+
+def contour(
+    x: Sequence[float],
+    y: Sequence[float],
+    values: Sequence[float],
+    xlabel: str,
+    ylabel: str,
+    label: str,
+    log: bool = True,
+    *,
+    alt: str | None = None,
+) -> Figure:
+    """A surface over two parameters, drawn between the places where it was measured.
+
+    Straight interpolation between neighbours (Delaunay's triangles), nothing outside of them. Each
+    measured place is a dot: how much of the picture is guessed can be seen.
+
+    Args:
+        x, y: the places, at least three that are not on one line.
+        values: at each place; brighter is larger.
+        label: of the values.
+        log: logarithmic axes.
+
+    Raises:
+        ValueError: fewer than three places, or the lengths differ.
+    """
+    x, y, values = _numbers(x), _numbers(y), _numbers(values)
+    if not len(x) == len(y) == len(values) or len(x) < 3:
+        raise ValueError(
+            f"contour needs three places or more, each with x, y and a value; got {len(x)}, "
+            f"{len(y)} and {len(values)} of them."
+        )
+    figure = Figure(600, 380, alt or f"Contours of {label} over {xlabel} and {ylabel}")
+    figure.set_layout_engine("constrained")
+    with matplotlib.rc_context(STYLE):
+        axes = figure.add_subplot()
+        # Logarithms are taken here, not by the axes: straight lines of the drawn plane are meant.
+        x, y = (np.log10(x), np.log10(y)) if log else (x, y)
+        scaled = [(v - v.min()) / (np.ptp(v) or 1) for v in (x, y)]
+        triangles = matplotlib.tri.Triangulation(*scaled).triangles
+        surface = axes.tricontourf(
+            matplotlib.tri.Triangulation(x, y, triangles), values, levels=8, cmap="cividis"
+        )
+        axes.plot(x, y, "o", color="white", markeredgecolor=INK, markersize=6, clip_on=False)
+        if log:
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
+                axis.set_major_formatter(lambda power, _: f"{10**power:.2g}")
+        axes.grid(False)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        bar = figure.colorbar(surface, ax=axes, label=label)
+        bar.outline.set_visible(False)
     return figure
 
 
@@ -547,95 +619,20 @@ def _listed(names: Sequence[str] | Mapping[str, object]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def intervals(
-    values: Mapping[str, tuple[float, float, float]],
-    xlabel: str,
-    vlines: Mapping[str, float] | None = None,
-    *,
-    alt: str | None = None,
-) -> Figure:
-    """Estimates with their intervals: a dot and a line for each label.
-
-    Args:
-        values: label -> (estimate, low, high), drawn from top to bottom.
-        vlines: label -> x of a dashed line of reference.
-
-    Raises:
-        ValueError: no values.
-    """
-    if not values:
-        raise ValueError("intervals has nothing to draw: values is empty.")
-    figure = Figure(600, 80 + 34 * len(values), alt or f"Intervals of {xlabel}: {_listed(values)}")
-    figure.set_layout_engine("constrained")
-    with matplotlib.rc_context(STYLE):
-        axes = figure.add_subplot()
-        for y, (middle, low, high) in enumerate(values.values()):
-            axes.hlines(y, low, high, color=COLOURS[0], linewidth=3, alpha=0.6)
-            axes.plot([middle], [y], "o", color=COLOURS[0], markersize=8, clip_on=False)
-        for label, x in (vlines or {}).items():
-            axes.axvline(x, color=GREY, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
-            axes.annotate(
-                label, (x, 1), xycoords=("data", "axes fraction"),
-                xytext=(0, 3), textcoords="offset points", ha="center", color=GREY,
-            )  # fmt: skip
-        axes.set_yticks(range(len(values)), list(values))
-        axes.set_ylim(len(values) - 0.5, -0.5)
-        axes.grid(False, axis="y")
-        axes.tick_params(axis="y", length=0, labelcolor=INK)
-        axes.spines["left"].set_visible(False)
-        axes.set_xlabel(xlabel)
-    return figure
-
-
-def contour(
-    x: Sequence[float],
-    y: Sequence[float],
-    values: Sequence[float],
-    xlabel: str,
-    ylabel: str,
-    label: str,
-    log: bool = True,
-    *,
-    alt: str | None = None,
-) -> Figure:
-    """A surface over two parameters, drawn between the places where it was measured.
-
-    Straight interpolation between neighbours (Delaunay's triangles), nothing outside of them. Each
-    measured place is a dot: how much of the picture is guessed can be seen.
-
-    Args:
-        x, y: the places, at least three that are not on one line.
-        values: at each place; brighter is larger.
-        label: of the values.
-        log: logarithmic axes.
-
-    Raises:
-        ValueError: fewer than three places, or the lengths differ.
-    """
-    x, y, values = _numbers(x), _numbers(y), _numbers(values)
-    if not len(x) == len(y) == len(values) or len(x) < 3:
-        raise ValueError(
-            f"contour needs three places or more, each with x, y and a value; got {len(x)}, "
-            f"{len(y)} and {len(values)} of them."
-        )
-    figure = Figure(600, 380, alt or f"Contours of {label} over {xlabel} and {ylabel}")
-    figure.set_layout_engine("constrained")
-    with matplotlib.rc_context(STYLE):
-        axes = figure.add_subplot()
-        # Logarithms are taken here, not by the axes: straight lines of the drawn plane are meant.
-        x, y = (np.log10(x), np.log10(y)) if log else (x, y)
-        scaled = [(v - v.min()) / (np.ptp(v) or 1) for v in (x, y)]
-        triangles = matplotlib.tri.Triangulation(*scaled).triangles
-        surface = axes.tricontourf(
-            matplotlib.tri.Triangulation(x, y, triangles), values, levels=8, cmap="cividis"
-        )
-        axes.plot(x, y, "o", color="white", markeredgecolor=INK, markersize=6, clip_on=False)
-        if log:
-            for axis in (axes.xaxis, axes.yaxis):
-                axis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
-                axis.set_major_formatter(lambda power, _: f"{10**power:.2g}")
-        axes.grid(False)
-        axes.set(xlabel=xlabel, ylabel=ylabel)
-        bar = figure.colorbar(surface, ax=axes, label=label)
-        bar.outline.set_visible(False)
-    return figure
+def _label_rows(
+    axes: Axes, labels: Iterable[str], xlabel: str, vlines: Mapping[str, float] | None
+) -> None:
+    """One row for each label, from top to bottom, and dashed lines of reference."""
+    for label, x in (vlines or {}).items():
+        axes.axvline(x, color=GREY, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
+        axes.annotate(
+            label, (x, 1), xycoords=("data", "axes fraction"),
+            xytext=(0, 3), textcoords="offset points", ha="center", color=GREY,
+        )  # fmt: skip
+    names = list(labels)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(False, axis="y")
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(xlabel)
