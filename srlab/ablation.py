@@ -101,11 +101,11 @@ class Scale:
     critic_features: int = 16
     batch_size: int = 4
     patch_size: int = 16
-    steps: int = 320
+    steps: int = 3200
     game_steps: int = 60
     game_start: str = "released"
     critic_steps: int = 2
-    seeds: int = 3
+    seeds: int = 5
     vgg: str = "vgg19-slim"
     lr: float = 1e-3
     game_lr: float = 1e-4

@@ -28,11 +28,12 @@ from srlab.errors import SrlabError
 from srlab.evaluation.metrics import psnr
 from srlab.images import read_image
 from srlab.models import zoo
-from srlab.models.generators import fold
+from srlab.models.generators import fold, polyphase
 from srlab.models.onnx_engine import OnnxEngine, export_onnx
 
 MODELS = ("srresnet-16", "srresnet")
 PLAIN = "plain torch (eager, unfolded)"
+FAST = "folded, channels_last, polyphase"  # as `srlab upscale` runs
 EXACT = 1e-3  # an engine whose values differ by more is none of fp32
 
 
@@ -166,14 +167,19 @@ def _engines(
     last = torch.channels_last
 
     def eager(
-        folded: bool, memory: torch.memory_format, dtype: torch.dtype, compiled: bool = False
+        change: Callable[[nn.Module], nn.Module],
+        memory: torch.memory_format,
+        dtype: torch.dtype,
+        compiled: bool = False,
     ) -> Callable[[], Tensor]:
-        ready = (fold if folded else deepcopy)(network).eval()
-        ready = ready.to(device, dtype, memory_format=memory)
+        ready = change(network).eval().to(device, dtype, memory_format=memory)
         x = lr.to(device, dtype).contiguous(memory_format=memory)
         if compiled:
             ready = torch.compile(ready)
         return lambda: ready(x)
+
+    def fast(model: nn.Module) -> nn.Module:
+        return polyphase(fold(model))
 
     def runtime() -> Callable[[], Tensor]:
         export_onnx(network, file)
@@ -182,13 +188,14 @@ def _engines(
 
     fp32, bf16, plain = torch.float32, torch.bfloat16, torch.contiguous_format
     engines = {
-        PLAIN: lambda: eager(False, plain, fp32),
-        "folded": lambda: eager(True, plain, fp32),
-        "folded, channels_last": lambda: eager(True, last, fp32),
+        PLAIN: lambda: eager(deepcopy, plain, fp32),
+        "folded": lambda: eager(fold, plain, fp32),
+        "folded, channels_last": lambda: eager(fold, last, fp32),
+        FAST: lambda: eager(fast, last, fp32),
     }
     if compile:
-        engines["folded, channels_last, torch.compile"] = lambda: eager(True, last, fp32, True)
-    engines["folded, channels_last, bf16"] = lambda: eager(True, last, bf16)
+        engines[f"{FAST}, torch.compile"] = lambda: eager(fast, last, fp32, True)
+    engines[f"{FAST}, bf16"] = lambda: eager(fast, last, bf16)
     engines["ONNX Runtime, CPU"] = runtime
     return engines
 

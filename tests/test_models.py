@@ -18,7 +18,7 @@ from srlab.models.blocks import (
     icnr_,
 )  # fmt: skip
 from srlab.models.critics import Discriminator
-from srlab.models.generators import WDRN, Bicubic, SRResNet, fold
+from srlab.models.generators import WDRN, Bicubic, SRResNet, fold, polyphase
 
 
 @pytest.fixture(autouse=True)
@@ -229,6 +229,29 @@ def test_folding_changes_the_work_and_not_the_picture(build):
     with torch.no_grad():
         assert torch.equal(rebuilt(lr), folded(lr))
     assert all(torch.equal(t, before[name]) for name, t in generator.state_dict().items())
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+@pytest.mark.parametrize("make", [SRResNet, WDRN])
+def test_a_polyphase_tail_makes_the_same_picture(make, scale):
+    torch.manual_seed(0)
+    generator = make(1, n_features=8, scale=scale).double().eval()
+    before = {name: t.clone() for name, t in generator.state_dict().items()}
+    fast = polyphase(generator)
+    for shape in ((2, 3, 9, 7), (1, 3, 1, 5)):  # also where the kernel hangs over the border
+        lr = torch.rand(shape, dtype=torch.float64)
+        with torch.no_grad():
+            assert_close(fast(lr), generator(lr), rtol=0, atol=1e-12)
+    # The 9x9 convolution at HR size is gone, and the original is as it was.
+    assert [m.kernel_size for m in fast.tail if isinstance(m, nn.Conv2d)] == [(5, 5)]
+    assert all(torch.equal(t, before[name]) for name, t in generator.state_dict().items())
+    with pytest.raises(AttributeError, match="options"):  # nobody releases it by mistake
+        zoo.describe(fast)
+
+
+def test_polyphase_leaves_other_networks_alone():
+    lr = torch.rand(1, 3, 6, 6)
+    assert torch.equal(polyphase(Bicubic())(lr), Bicubic()(lr))
 
 
 def generators(scale):

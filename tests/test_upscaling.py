@@ -157,12 +157,13 @@ def test_colours_hidden_under_transparency_do_not_leak():
     assert result[..., 3].min() == 0
 
 
-def test_prepare_folds_and_leaves_the_model_as_it_was():
+def test_prepare_makes_it_fast_and_leaves_the_model_as_it_was():
     network = trained()
     assert network.training
     ready = prepare(network, "cpu")
     assert not any(isinstance(m, nn.BatchNorm2d) for m in ready.modules())
     assert ready.head[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert ready.tail[0].kernel_size == (5, 5)  # polyphase
     assert not ready.training
     assert network.training
     with pytest.raises(SrlabError, match="device marble"):

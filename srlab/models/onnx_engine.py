@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from srlab.errors import SrlabError
 from srlab.images import replacing
-from srlab.models.generators import fold
+from srlab.models.generators import fold, polyphase
 
 
 class OnnxError(SrlabError):
@@ -59,7 +59,7 @@ class OnnxEngine(nn.Module):
 
 
 def export_onnx(generator: nn.Module, path: str | Path) -> None:
-    """Write a generator, folded, as an ONNX file for pictures of any height and width.
+    """Write a generator as ``srlab upscale`` runs it, as an ONNX file for pictures of any size.
 
     Input ``lr`` and output ``sr`` are as :class:`OnnxEngine` says; ``scale`` and
     ``receptive_radius`` stand in the file's metadata.
@@ -69,7 +69,7 @@ def export_onnx(generator: nn.Module, path: str | Path) -> None:
     """
     onnx = _import("onnx")
     _import("onnxscript")
-    network = fold(generator).cpu().float()
+    network = polyphase(fold(generator)).cpu().float()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     axes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
