@@ -31,11 +31,12 @@ from srlab.training.config import AdversarialConfig, PretrainConfig
 from srlab.training.engine import Engine, default_fabric
 from srlab.training.recipes import RECIPES, build_critic, build_perceptual
 
-PLAIN = Engine(channels_last=False, fused=False)
+PLAIN = Engine(channels_last=False, polyphase=False, fused=False)
 # Each line adds to the one before.
 VARIANTS: dict[str, tuple[str, Engine]] = {
     "plain (fp32, eager)": ("32-true", PLAIN),
-    "+ channels_last, fused Adam": ("32-true", Engine()),
+    "+ channels_last, fused Adam": ("32-true", Engine(polyphase=False)),
+    "+ polyphase tail": ("32-true", Engine()),
     "+ bf16 autocast": ("bf16-mixed", Engine()),
     "+ torch.compile": ("bf16-mixed", Engine(compile="default")),
     "+ CUDA graphs": ("bf16-mixed", Engine(compile="reduce-overhead")),

@@ -263,7 +263,7 @@ def prepare(model: str | Path | nn.Module, device: str = "auto") -> nn.Module:
         if torch.backends.mps.is_available():
             device = "mps"
     try:
-        return polyphase(fold(network)).to(device, memory_format=torch.channels_last)
+        return polyphase(fold(network)).eval().to(device, memory_format=torch.channels_last)
     except (RuntimeError, AssertionError) as error:
         why = str(error).splitlines()[0]
         raise UpscaleError(f"device {device} cannot be used ({why}): try cpu.") from error

@@ -12,7 +12,7 @@ from srlab.training.config import PretrainConfig
 from srlab.training.engine import Engine, default_fabric
 from srlab.training.monitor import read_log
 
-PLAIN = Engine(channels_last=False, fused=False)
+PLAIN = Engine(channels_last=False, polyphase=False, fused=False)
 
 
 class Noisy(SRResNet):
@@ -40,7 +40,9 @@ def plain(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "engine", [Engine(), Engine(fused=False), Engine(channels_last=False)], ids=repr
+    "engine",
+    [Engine(), Engine(fused=False), Engine(channels_last=False), Engine(polyphase=False)],
+    ids=repr,
 )
 def test_the_tricks_do_not_change_what_is_learnt(tmp_path, plain, engine):
     assert_close(train(tmp_path, engine), plain, rtol=1e-4, atol=0)

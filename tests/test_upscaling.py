@@ -29,7 +29,7 @@ from srlab.degradation import resize
 from srlab.errors import SrlabError
 from srlab.images import read_picture
 from srlab.models import zoo
-from srlab.models.generators import Bicubic, SRResNet
+from srlab.models.generators import Bicubic, Polyphase, SRResNet
 from srlab.upscaling import Job, plan, prepare, strips
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -162,8 +162,8 @@ def test_prepare_makes_it_fast_and_leaves_the_model_as_it_was():
     assert network.training
     ready = prepare(network, "cpu")
     assert not any(isinstance(m, nn.BatchNorm2d) for m in ready.modules())
-    assert ready.head[0].weight.is_contiguous(memory_format=torch.channels_last)
-    assert ready.tail[0].kernel_size == (5, 5)  # polyphase
+    assert isinstance(ready, Polyphase)
+    assert ready.generator.head[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert not ready.training
     assert network.training
     with pytest.raises(SrlabError, match="device marble"):

@@ -56,10 +56,13 @@ class SRResNet(nn.Module):
         # 3x3 fusion, a 3x3 at each size on the way up, and the 9x9 tail at HR size.
         self.receptive_radius = 4 + 2 * n_blocks + 1 + doublings + -(-4 // scale)
 
-    def forward(self, lr: Tensor) -> Tensor:
+    def body(self, lr: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, n_features, H, W): all that happens at LR size."""
         shallow = self.head(lr)
-        deep = self.fuse(self.blocks(shallow)) + shallow
-        return self.tail(self.upsample(deep))
+        return self.fuse(self.blocks(shallow)) + shallow
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return self.tail(self.upsample(self.body(lr)))
 
 
 class WDRN(nn.Module):
@@ -121,13 +124,16 @@ class WDRN(nn.Module):
         # As SRResNet's, with n_layers 3x3 convolutions a block.
         self.receptive_radius = 4 + n_layers * n_blocks + 1 + doublings + -(-4 // scale)
 
-    def forward(self, lr: Tensor) -> Tensor:
+    def body(self, lr: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, n_features, H, W): all that happens at LR size."""
         shallow = self.head(lr)
         maps = [shallow]
         for block in self.blocks:
             maps.append(block(maps[-1]))
-        deep = self.fuse(maps) + shallow
-        return self.tail(self.upsample(deep))
+        return self.fuse(maps) + shallow
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return self.tail(self.upsample(self.body(lr)))
 
 
 class Bicubic(nn.Module):
@@ -183,39 +189,48 @@ def fold(generator: nn.Module) -> nn.Module:
     return source
 
 
-@torch.no_grad()
-def polyphase(generator: nn.Module) -> nn.Module:
-    """The same generator with its tail before the last pixel shuffle, a third faster on a CPU.
+class Polyphase(nn.Module):
+    """A generator with its tail before the last pixel shuffle: the same output, sooner.
 
     A convolution that follows a pixel shuffle treats the 2 x 2 phases of the HR grid each in its
     own fixed way. So it is a convolution of the maps before the shuffle, with a kernel half as wide
     and one output for each phase, whose result is shuffled in their place: the 9x9 kernel from 64
     maps to 3 becomes a 5x5 kernel from 256 maps to 12. Processors are slow at three outputs, and
-    64 maps no longer pass through HR size. (This is the polyphase decomposition of P. P.
-    Vaidyanathan, "Multirate digital filters, filter banks, polyphase networks, and applications: a
-    tutorial", Proc. IEEE 78(1), 1990.) The output is the same up to float rounding.
+    64 maps need no longer pass through HR size. (The polyphase decomposition of P. P. Vaidyanathan,
+    "Multirate digital filters, filter banks, polyphase networks, and applications: a tutorial",
+    Proc. IEEE 78(1), 1990.)
 
-    Returns:
-        A copy in evaluation mode, for use: without ``options``, it cannot be written to a file. A
-        network of another kind is copied as it is.
+    Args:
+        generator: an SRResNet or a WDRN. Its weights are shared, not copied: who trains the one
+            trains the other.
     """
-    source = deepcopy(generator).eval()
-    if not isinstance(source, SRResNet | WDRN):
-        return source
-    last, tail = source.upsample[-1], source.tail
-    # Phase (y, x) reads the kernel from one pixel further on: zeros before it or behind it.
-    phases = [
-        F.pixel_unshuffle(F.pad(tail.weight, (x, 1 - x, y, 1 - y)), 2)
-        for y in (0, 1)
-        for x in (0, 1)
-    ]
-    kernel = torch.stack(phases, dim=1).flatten(0, 1)
-    conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], 5, padding=2)
-    conv.weight, conv.bias = nn.Parameter(kernel), nn.Parameter(tail.bias.repeat_interleave(4))
-    source.upsample[-1] = nn.Sequential(last.conv, last.act)  # one slope: the order is no matter
-    source.tail = nn.Sequential(conv, last.shuffle)
-    del source.options
-    return source
+
+    def __init__(self, generator: SRResNet | WDRN):
+        super().__init__()
+        self.generator = generator
+        self.scale, self.receptive_radius = generator.scale, generator.receptive_radius
+
+    def forward(self, lr: Tensor) -> Tensor:
+        net = self.generator
+        *first, last = net.upsample
+        maps = net.body(lr)
+        for block in first:
+            maps = block(maps)
+        maps = last.act(last.conv(maps))  # one slope for all: it may come before the shuffle
+        # Phase (y, x) reads the kernel y rows and x columns further on.
+        phases = [
+            F.pixel_unshuffle(F.pad(net.tail.weight, (x, 1 - x, y, 1 - y)), 2)
+            for y in (0, 1)
+            for x in (0, 1)
+        ]
+        kernel = torch.stack(phases, dim=1).flatten(0, 1)
+        bias = net.tail.bias.repeat_interleave(4)
+        return last.shuffle(F.conv2d(maps, kernel, bias, padding=2))
+
+
+def polyphase(generator: nn.Module) -> nn.Module:
+    """:class:`Polyphase` of a generator that has such a tail; another stays as it is."""
+    return Polyphase(generator) if isinstance(generator, SRResNet | WDRN) else generator
 
 
 def _doublings(scale: int) -> int:

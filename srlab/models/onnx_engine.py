@@ -69,7 +69,7 @@ def export_onnx(generator: nn.Module, path: str | Path) -> None:
     """
     onnx = _import("onnx")
     _import("onnxscript")
-    network = polyphase(fold(generator)).cpu().float()
+    network = polyphase(fold(generator)).eval().cpu().float()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     axes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}

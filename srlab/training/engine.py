@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from srlab.errors import SrlabError
+from srlab.models.generators import polyphase
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -28,6 +29,8 @@ class Engine:
     Attributes:
         channels_last: keep a pixel's channels side by side in memory, as fast convolutions want
             them.
+        polyphase: compute the generators' tail before the last pixel shuffle; see
+            :class:`srlab.models.generators.Polyphase`.
         fused: one kernel updates all weights, where the device has one.
         compile: ``"off"``, or a mode of ``torch.compile``: ``"default"``, ``"reduce-overhead"``
             (CUDA graphs: the host launches a step as a whole) or ``"max-autotune"``. The first
@@ -38,6 +41,7 @@ class Engine:
     """
 
     channels_last: bool = True
+    polyphase: bool = True
     fused: bool = True
     compile: str = "off"
 
@@ -69,6 +73,8 @@ class Engine:
         """
         if self.channels_last:
             network.to(memory_format=torch.channels_last)
+        if self.polyphase:
+            network = polyphase(network)
         if self.compile != "off":
             fabric.to_device(network)
             compiled = torch.compile(network, mode=self.compile, dynamic=False)
