@@ -1,9 +1,10 @@
-"""Make the pictures in this folder from the released weights: ``make figures``."""
+"""Make the pictures in this folder from released weights and CSV files: ``make figures``."""
 
 from pathlib import Path
 
 import torch
 
+from srlab import claims
 from srlab.datasets import find
 from srlab.degradation import crop_to_multiple, downsample, upsample
 from srlab.evaluation import protocol
@@ -55,9 +56,25 @@ def learning_curve() -> figures.Figure:
     )
 
 
+def claims_by_psnr() -> figures.Figure:
+    """What the ablation says about PSNR: chapter 06's claims with their intervals."""
+    judged = claims.judge(HERE.parent / "notebooks" / "results" / "ablation-lite")
+    effects = {
+        f"{j.claim.text}: {j.verdict}": (j.interval.estimate, j.interval.low, j.interval.high)
+        for j in judged
+        if j.claim.metric == "psnr" and j.interval
+    }
+    return figures.intervals(
+        effects,
+        "difference of PSNR (dB), 95% interval",
+        vlines={"no difference": 0.0},
+        alt="Effects on PSNR with their 95% intervals, one row for each claim, with its verdict.",
+    )
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
-    for figure in (side_by_side, learning_curve):
+    for figure in (side_by_side, learning_curve, claims_by_psnr):
         path = HERE / f"{figure.__name__}.png"
         figure().savefig(path)
         print(f"{path.relative_to(HERE.parent)}  {path.stat().st_size / 1e3:.0f} kB")

@@ -1,10 +1,13 @@
 """What README and the model cards state is what the files beside them hold."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from srlab import claims
+from srlab.bench_upscale import FAST, PLAIN
 from srlab.models import zoo
 
 ROOT = Path(__file__).parents[1]
@@ -101,3 +104,60 @@ def test_bicubics_stated_figures_are_measured_where_the_sets_are():
     for name in here:
         mean = protocol.mean(protocol.evaluate(zoo.load("bicubic"), find(name)))
         assert row[name] == (round(mean.psnr, 2), round(mean.ssim, 4)), name
+
+
+def speed_rows():
+    """First cell -> the other cells, of README's table of speed."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = text.partition("## How fast?")[2].partition("\n## ")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "|" in line]
+    return {first: others for first, *others in rows[2:]}
+
+
+def test_readme_states_what_was_benchmarked():
+    bank, train, upscale = (
+        json.loads((ROOT / "notebooks/results/bench" / f"{name}.json").read_text())
+        for name in ("bank", "train", "upscale")
+    )
+    engines = upscale["models"]["srresnet-16"]["engines"]
+    megapixels = 16 * upscale["lr"][0] * upscale["lr"][1] / 1e6
+
+    def training(name):
+        return train["variants"][name]["patches_per_second"]
+
+    def upscaling(name):
+        return megapixels / engines[name]["seconds"]
+
+    bank = bank["patches_per_second"]
+    crops = (bank["PNG files, DataLoader with 2 workers, 32 -> 128"], bank["PatchBank, 32 -> 128"])
+    by_training, by_upscaling = training("plain (fp32, eager)"), upscaling(PLAIN)
+    expected = {
+        "crops": [f"{crops[0]:.0f}", f"{crops[1]:,.0f}", f"{crops[1] / crops[0]:.0f}"],
+        "training, 24x24": (by_training, training("+ polyphase tail")),
+        "training, bfloat16 |": (by_training, training("+ bf16 autocast")),
+        "training, bfloat16 and": (by_training, training("+ torch.compile")),
+        "upscaling, result": (by_upscaling, upscaling(FAST)),
+        "upscaling by ONNX": (by_upscaling, upscaling("ONNX Runtime, CPU")),
+        "upscaling in bfloat16": (by_upscaling, upscaling(f"{FAST}, bf16")),
+    }
+    rows = {f"{first} |": cells for first, cells in speed_rows().items()}
+    assert len(rows) == len(expected)
+    for start, figures in expected.items():
+        (cells,) = (cells for first, cells in rows.items() if first.startswith(start))
+        if isinstance(figures, tuple):
+            plain, ours = figures
+            digits = 1 if start.startswith("training") else 2
+            figures = [f"{plain:.{digits}f}", f"{ours:.{digits}f}", f"{ours / plain:.1f}"]
+        assert cells[1:] == figures[1:], start
+        assert cells[0] in ("", figures[0]), start
+    agreement = engines[f"{FAST}, bf16"]["agreement"]
+    assert any(f"{agreement:.0f} dB" in first for first in rows)
+
+
+def test_readme_counts_the_verdicts():
+    verdicts = [j.verdict for j in claims.judge(ROOT / "notebooks/results/ablation-lite")]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    stated = re.search(r"Of (\d+) claims, (\d+) holds?, (\d+) holds? not, and (\d+) cannot", text)
+    assert stated, "README does not count the verdicts"
+    counts = [verdicts.count(v) for v in ("holds", "holds not", "cannot be told")]
+    assert [int(n) for n in stated.groups()] == [len(verdicts), *counts]
