@@ -105,7 +105,7 @@ class Scale:
     game_steps: int = 60
     game_start: str = "released"
     critic_steps: int = 2
-    seeds: int = 5
+    seeds: int = 3
     vgg: str = "vgg19-slim"
     lr: float = 1e-3
     game_lr: float = 1e-4
