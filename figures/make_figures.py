@@ -1,5 +1,6 @@
 """Make the pictures in this folder from released weights and CSV files: ``make figures``."""
 
+import csv
 from pathlib import Path
 
 import torch
@@ -72,9 +73,27 @@ def claims_by_psnr() -> figures.Figure:
     )
 
 
+def upscaling_cost() -> figures.Figure:
+    """Time of `srlab upscale` by the size of the result, as measured and as a straight line."""
+    with open(HERE.parent / "notebooks/results/bench/upscale_cost.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    sizes = [float(line["megapixels"]) for line in lines]
+    seconds = [float(line["cpu_seconds"]) for line in lines]
+    return figures.curves(
+        {
+            "measured": (sizes, seconds),
+            "in proportion to pixels": ([0, sizes[-1]], [0, seconds[-1]]),
+        },
+        "megapixels of the result",
+        "seconds of one CPU core",
+        alt="Time of upscaling against megapixels of the result: the measurements lie on a "
+        "straight line through the origin.",
+    )
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
-    for figure in (side_by_side, learning_curve, claims_by_psnr):
+    for figure in (side_by_side, learning_curve, claims_by_psnr, upscaling_cost):
         path = HERE / f"{figure.__name__}.png"
         figure().savefig(path)
         print(f"{path.relative_to(HERE.parent)}  {path.stat().st_size / 1e3:.0f} kB")

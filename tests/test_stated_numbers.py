@@ -1,5 +1,6 @@
 """What README and the model cards state is what the files beside them hold."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -161,3 +162,17 @@ def test_readme_counts_the_verdicts():
     assert stated, "README does not count the verdicts"
     counts = [verdicts.count(v) for v in ("holds", "holds not", "cannot be told")]
     assert [int(n) for n in stated.groups()] == [len(verdicts), *counts]
+
+
+def test_readme_states_what_upscaling_costs():
+    with open(ROOT / "notebooks/results/bench/upscale_cost.csv", newline="") as file:
+        cost = {float(line["megapixels"]): line for line in csv.DictReader(file)}
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    stated = re.findall(
+        r"([\d.]+) megapixels (?:takes )?(\d+) s (?:of one core )?and ([\d,]+) MB", text
+    )
+    assert len(stated) == 2
+    for megapixels, seconds, memory in stated:
+        line = cost[float(megapixels)]
+        assert seconds == f"{float(line['cpu_seconds']):.0f}"
+        assert memory == f"{int(line['peak_memory_mb']):,}"
