@@ -254,6 +254,13 @@ def test_polyphase_leaves_other_networks_alone():
     bicubic = Bicubic()
     assert polyphase(bicubic) is bicubic
 
+    class Negative(SRResNet):
+        def forward(self, lr):
+            return -super().forward(lr)
+
+    negative = Negative(1, 8)
+    assert polyphase(negative) is negative  # its own forward counts
+
 
 def generators(scale):
     dense = [WDRN(1, 2, 4, 3, fusion=fusion, scale=scale) for fusion in ("sum", "weighted-concat")]

@@ -229,8 +229,11 @@ class Polyphase(nn.Module):
 
 
 def polyphase(generator: nn.Module) -> nn.Module:
-    """:class:`Polyphase` of a generator that has such a tail; another stays as it is."""
-    return Polyphase(generator) if isinstance(generator, SRResNet | WDRN) else generator
+    """:class:`Polyphase` of an SRResNet or a WDRN; another network stays as it is.
+
+    So does a subclass: it may have a ``forward`` of its own.
+    """
+    return Polyphase(generator) if type(generator) in (SRResNet, WDRN) else generator
 
 
 def _doublings(scale: int) -> int:
