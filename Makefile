@@ -24,7 +24,7 @@ course: $(VENV)/ready
 	@$(BIN)/srlab course run --profile $(PROFILE)
 
 test: $(VENV)/ready
-	@echo "Linting, unit tests, then every chapter against its stored outputs: about 30 minutes on two cores."
+	@echo "Linting, unit tests, then every chapter against its stored outputs: about 20 minutes on two cores."
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/python -m pytest -q --nbval --nbval-current-env --nbval-cell-timeout=900 \

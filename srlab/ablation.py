@@ -262,8 +262,8 @@ class _Lab:
         self.scale, self.trainings = scale, trainings
         self.fabric = default_fabric(device)
         self.device = self.fabric.device
-        self.files = find(scale.train_set)
-        held_out = PatchBank.from_files(find(scale.test_sets[0]), seed=0, progress=False)
+        self.bank = PatchBank.from_files(find(scale.train_set), 4, self.device)
+        held_out = PatchBank.from_files(find(scale.test_sets[0]))
         self.held_out = held_out.batch(16, scale.patch_size)
         try:
             self.lpips = perceptual.load("squeeze").to(self.device)
@@ -289,7 +289,8 @@ class _Lab:
             generator = zoo.load(final)
         else:
             torch.manual_seed(seed)
-            bank = PatchBank.from_files(self.files, 4, self.device, seed, progress=False)
+            bank = self.bank
+            bank.generator.manual_seed(seed)
             options = {"fabric": self.fabric, "progress": False}
             if row.start is None:
                 result = loop.pretrain(generator, bank, config, folder, **options)

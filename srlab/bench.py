@@ -62,12 +62,7 @@ def _decode(file: Path) -> torch.Tensor:
 
 def run_bench(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
     """Print a table of patches a second; return it, and write it as JSON to ``out`` if given."""
-    threads = torch.get_num_threads()
-    machine = (
-        f"{platform.machine()}, {os.cpu_count()} CPUs, {threads} threads, torch {torch.__version__}"
-    )
-    if torch.cuda.is_available():
-        machine += f", {torch.cuda.get_device_name()}"
+    machine = describe_machine("cuda" if torch.cuda.is_available() else "cpu")
     console = Console()
     console.print(machine)
     seconds = 0.5 if quick else 3.0
@@ -87,6 +82,13 @@ def run_bench(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(report, indent=2) + "\n")
     return report
+
+
+def describe_machine(device: str) -> str:
+    """What a report says of where it was measured."""
+    cpus = f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads"
+    gpu = f", {torch.cuda.get_device_name()}" if device == "cuda" else ""
+    return f"{cpus}{gpu}, torch {torch.__version__}"
 
 
 def bank_speed(seconds: float) -> dict[str, float]:

@@ -6,8 +6,6 @@ and the log too, but no validation and no checkpoint.
 """
 
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from srlab.bench import describe_machine
 from srlab.models import zoo
 from srlab.patches import PatchBank
 from srlab.training import loop
@@ -106,7 +105,9 @@ def run_bench_train(
     """
     there = default_fabric(device).device
     on_gpu = there.type == "cuda"
-    batch_size = batch_size or ((128 if not game else 32) if on_gpu else (2 if quick else 16))
+    if batch_size is None:
+        on_cpu = 2 if quick else 4 if game else 16
+        batch_size = (32 if game else 128) if on_gpu else on_cpu
     steps = steps or (100 if on_gpu and not quick else 3 if quick or not on_gpu else 10)
     if quick and not on_gpu:
         patch_size = min(patch_size, 16)
@@ -114,7 +115,7 @@ def run_bench_train(
     job = _Job(game, model or ("wdrn" if game else "srresnet-16"), batch_size, patch_size, there)
     flops = job.flops()
     console = Console()
-    machine = _machine(there)
+    machine = describe_machine(there.type)
     console.print(
         f"{machine}\n{job.title}: {batch_size} patches of {patch_size}x{patch_size} -> "
         f"{4 * patch_size}x{4 * patch_size} a step, {flops / 1e9:,.0f} GFLOP; peak "
@@ -264,13 +265,6 @@ def measure_peak(device: torch.device, side: int) -> float:
                 torch.cuda.synchronize()
             best = max(best, 2 * side**3 / (time.perf_counter() - begin) / 1e12)
     return best
-
-
-def _machine(device: torch.device) -> str:
-    threads = torch.get_num_threads()
-    cpus = f"{platform.machine()}, {os.cpu_count()} CPUs, {threads} threads"
-    gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
-    return f"{cpus}{gpu}, torch {torch.__version__}"
 
 
 def _table(timings: dict[str, Timing]) -> Table:

@@ -6,8 +6,6 @@ is compared with that of plain torch.
 """
 
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -22,14 +20,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from srlab.bench import describe_machine
 from srlab.datasets import find
 from srlab.degradation import crop_to_multiple, downsample
 from srlab.errors import SrlabError
 from srlab.evaluation.metrics import psnr
 from srlab.images import read_image
 from srlab.models import zoo
-from srlab.models.generators import fold, polyphase
+from srlab.models.generators import fold
 from srlab.models.onnx_engine import OnnxEngine, export_onnx
+from srlab.upscaling import prepare
 
 MODELS = ("srresnet-16", "srresnet")
 PLAIN = "plain torch (eager, unfolded)"
@@ -90,12 +90,7 @@ def run_bench_upscale(
     else:
         lr = downsample(crop_to_multiple(read_image(find("photos")[0]), 4))
     lr = lr[None, :, : side or None, : side or None].contiguous()
-    machine = (
-        f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}"
-    )
-    if device == "cuda":
-        machine += f", {torch.cuda.get_device_name()}"
+    machine = describe_machine(device)
     console = Console()
     height, width = lr.shape[-2:]
     console.print(f"{machine}\n{width} x {height} -> {4 * width} x {4 * height} pixels on {device}")
@@ -179,7 +174,7 @@ def _engines(
         return lambda: ready(x)
 
     def fast(model: nn.Module) -> nn.Module:
-        return polyphase(fold(model))
+        return prepare(model, device)
 
     def runtime() -> Callable[[], Tensor]:
         export_onnx(network, file)
