@@ -1,18 +1,20 @@
 """srlab: the tested components under the super-resolution GAN course.
 
 Import from the module that owns a thing (``from srlab.models.generators import SRResNet``); the
-package itself imports nothing, so that ``import srlab`` costs nothing. One function is also at
-hand here: ``srlab.upscale("photo.jpg")``, which is :func:`srlab.upscaling.upscale`.
+package itself imports nothing, so that ``import srlab`` costs nothing. Two functions are also at
+hand here: ``srlab.load("srresnet")``, which is :func:`srlab.models.zoo.load`, and
+``srlab.upscale("photo.jpg")``, which is :func:`srlab.upscaling.upscale`.
 """
 
+from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
 
+_AT_HAND = {"load": "srlab.models.zoo", "upscale": "srlab.upscaling"}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "upscale":
-        from srlab.upscaling import upscale
-
-        return upscale
+    if name in _AT_HAND:
+        return getattr(import_module(_AT_HAND[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

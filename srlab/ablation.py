@@ -102,7 +102,7 @@ class Scale:
     batch_size: int = 4
     patch_size: int = 16
     steps: int = 3200
-    game_steps: int = 60
+    game_steps: int = 200
     game_start: str = "released"
     critic_steps: int = 2
     seeds: int = 3

@@ -25,7 +25,8 @@ def test_a_game_is_played_from_the_folded_released_network(game, tmp_path, monke
         runpy.run_path(str(SCRIPT), run_name="__main__")
         state, info = load_checkpoint(tmp_path / game / "checkpoint.safetensors")
         assert info["step"] == int(steps)
-    assert info["config"]["batch_size"] == 8 and info["config"]["critic_steps"] == 1
+    assert info["config"]["batch_size"] == 8
+    assert info["config"]["critic_steps"] == 1
     assert not any("running_mean" in name for name in state["generator"])
 
     lr = torch.rand(1, 3, 24, 24)

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -62,6 +64,15 @@ def test_half_precision_halves_the_file_and_comes_back_in_32_bits(tmp_path):
         assert loaded[name].dtype == tensor.dtype
         assert_close(loaded[name], tensor, rtol=2**-11, atol=2**-24)
     assert next(network.parameters()).dtype == torch.float32  # the network itself stays as it was
+
+
+def test_the_package_itself_loads_by_name_without_costing_anything_before():
+    script = (
+        "import sys, srlab; assert 'torch' not in sys.modules; net = srlab.load('bicubic'); "
+        "print(type(net).__name__, callable(srlab.upscale), hasattr(srlab, 'misspelt'))"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert said.stdout.split() == ["Bicubic", "True", "False"], said.stderr
 
 
 def test_bicubic_needs_no_file():
