@@ -10,6 +10,7 @@ import pytest
 from srlab import claims
 from srlab.bench_upscale import FAST, PLAIN
 from srlab.models import zoo
+from srlab.training.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 SETS = ("set5", "set14", "bsd100", "urban100")
@@ -84,6 +85,27 @@ def test_a_model_card_states_its_size_and_steps(name):
     steps = zoo.read_notes(zoo.released()[name])["steps"]
     assert f"{parameters:,} parameters" in card
     assert re.search(rf"\| steps \| .*\b{steps:,}\b", card)
+
+
+@pytest.mark.parametrize("name", [n for n in ("srgan", "wdrn-vgg-wgan") if n in zoo.released()])
+def test_a_games_stated_distance_is_measured_where_judge_and_pictures_are(name):
+    from srlab.datasets import DATASETS, find, status
+    from srlab.evaluation import perceptual, scores
+
+    if status("set5")[1] < DATASETS["set5"].count:
+        pytest.skip("Set5 is not on this machine")
+    try:
+        judge = perceptual.load("squeeze")
+    except perceptual.PerceptualError as error:
+        pytest.skip(str(error))
+    if judge.published:
+        pytest.skip("the card's figures come from another SqueezeNet than torchvision's")
+    row = next(line for line in section(name).splitlines() if line.startswith("| distance |"))
+    ended, started = (float(x) for x in re.findall(r"Set5 (0\.\d{3})", row))
+    assert ended < started, "the game was for nothing"
+    for model, stated in ((name, ended), (RECIPES[name].start, started)):
+        measured = scores.mean(scores.measure(zoo.load(model), find("set5"), judge)).distance
+        assert measured == pytest.approx(stated, abs=6e-4), model
 
 
 def test_the_log_of_a_released_model_ends_with_its_last_step():
