@@ -1,4 +1,4 @@
-"""Play the two games of the released GANs on a CPU, from the released networks, in about an hour.
+"""Play the two games of the released GANs on a CPU, from the released networks.
 
     python scripts/train_on_cpu.py wdrn-vgg-wgan --data bsds400 --data FOLDER_OF_PHOTOS@2
     python scripts/train_on_cpu.py srgan         ...the same...
@@ -6,8 +6,8 @@
 
 The recipes are those of ``srlab train``; three things make them affordable without a GPU. Crops are
 small (16x16 -> 64x64, eight a step). Batch norm is folded away first, whose statistics so few
-pixels upset. And the critic moves as often as the generator. A stopped run goes on by the same
-command.
+pixels upset. And the critic moves as often as the generator. A game took under an hour on one
+core. A stopped run goes on by the same command.
 """
 
 import argparse
