@@ -33,6 +33,7 @@ from srlab.errors import SrlabError
 from srlab.evaluation import protocol
 from srlab.images import read_image, read_image_u8, write_image
 from srlab.models import zoo
+from srlab.models.generators import fold
 from srlab.patches import PatchBank
 from srlab.training import loop
 from srlab.training.config import AdversarialConfig, PretrainConfig
@@ -253,7 +254,7 @@ def run(
         settings = PretrainConfig(lr=lr, warmup_steps=min(500, steps // 10), **common)
         return loop.pretrain(zoo.build(stage.name), bank, settings, folder, **how)
     recipe = RECIPES[stage.name]
-    generator = zoo.load(options.out / stage.start)
+    generator = fold(zoo.load(options.out / stage.start))
     settings = AdversarialConfig(**recipe.settings | common | {"generator_lr": lr})
     critic = build_critic(recipe, options.patch_size * generator.scale)
     how["perceptual"] = build_perceptual(recipe, bank.batch(16, options.patch_size)[1])

@@ -162,14 +162,15 @@ def train(
     """Train a generator, or go on with a run that was stopped.
 
     `srlab train wdrn` trains for PSNR. `srlab train wdrn-vgg-wgan --init runs/wdrn` plays the
-    adversarial game from there. Ctrl-C saves; the same command goes on. Several GPUs:
-    `torchrun --nproc-per-node 4 -m srlab train ...`, where --batch-size is that of each.
+    adversarial game from there, its batch norm folded. Ctrl-C saves; the same command goes on.
+    Several GPUs: `torchrun --nproc-per-node 4 -m srlab train ...`; --batch-size is that of each.
     """
     import torch
 
     from srlab import shards
     from srlab.evaluation import protocol
     from srlab.models import zoo
+    from srlab.models.generators import fold
     from srlab.patches import PatchBank
     from srlab.training import config, engine, loop
     from srlab.training.recipes import RECIPES, build_critic, build_perceptual
@@ -205,6 +206,7 @@ def train(
         generator = zoo.load(init or recipe.start)
         if type(generator).__name__ not in zoo.CLASSES:
             raise SrlabError(f"--init {init}: another project's network can be used, not trained.")
+        generator = fold(generator)  # see RECIPES
         chosen = {"content": loss, "generator_lr": lr, "critic_lr": critic_lr}
         chosen = {name: value for name, value in chosen.items() if value is not None}
         settings = config.AdversarialConfig(**recipe.settings | common | chosen)

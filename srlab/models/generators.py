@@ -152,7 +152,7 @@ class Bicubic(nn.Module):
 
 @torch.no_grad()
 def fold(generator: nn.Module) -> nn.Module:
-    """The same generator with fewer operations, for use after training.
+    """The same generator with fewer operations, for use after training or in a game.
 
     Batch norm with fixed statistics is a scale and a shift, and the weights of a weighted
     concatenation are a scale: both are multiplied into the convolution beside them. The output is

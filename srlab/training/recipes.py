@@ -25,6 +25,8 @@ class Recipe:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+# The generator's batch norm is folded before any of these games (`generators.fold`): its running
+# statistics follow the last few crops, which chapter 02 shows to cost decibels by itself.
 RECIPES = {
     # Ledig et al. 2017, with the pixel loss for content.
     "srgan": Recipe("srresnet", "discriminator"),
