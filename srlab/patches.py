@@ -13,11 +13,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from srlab.degradation import crop_to_multiple, downsample
+from srlab.degradation import crop_to_multiple, downsample, resize
 from srlab.errors import SrlabError
 from srlab.images import read_image_u8, to_float, to_uint8
+
+CELL = 8  # side, in LR pixels, of the squares whose detail is measured
 
 
 class PatchBank:
@@ -33,6 +36,11 @@ class PatchBank:
         seed: of the bank's own random generator. It lives on the CPU, so the same seed gives the
             same crops on every device.
         names: how an error message calls the images.
+        detail: 0 draws every position of every image equally often. With a positive exponent a
+            crop's centre of interest, a pixel somewhere in it, is drawn with a probability
+            proportional to error**detail, where the error is the mean squared one that bicubic
+            interpolation makes in the 8x8 LR pixels around it: crops of the sky, which teach
+            nothing, become rare.
 
     Raises:
         SrlabError: no images.
@@ -48,8 +56,12 @@ class PatchBank:
         device: torch.device | str = "cpu",
         seed: int = 0,
         names: Sequence[str] | None = None,
+        detail: float = 0.0,
     ):
+        if detail < 0:
+            raise SrlabError(f"detail must be 0 or a positive exponent, got {detail}.")
         self.scale = scale
+        self.detail = detail
         self.device = torch.device(device)
         self.generator = torch.Generator().manual_seed(seed)
         hrs = [landscape(image, scale) for image in images]
@@ -69,6 +81,7 @@ class PatchBank:
                 rows = slice(top * scale, (top + h) * scale)
                 columns = slice(left * scale, (left + w) * scale)
                 self.hr_atlas[rows, columns] = pack_pixels(hr)
+        self.cells = self._measure_detail() if detail else None
         self._place()
 
     @classmethod
@@ -80,6 +93,7 @@ class PatchBank:
         seed: int = 0,
         shrink: int | Sequence[int] = 1,
         progress: bool = False,
+        detail: float = 0.0,
     ) -> "PatchBank":
         """Decode image files, several at a time, and keep them.
 
@@ -98,7 +112,8 @@ class PatchBank:
             images = pool.map(decode, files, factors)
             if progress:
                 images = tqdm(images, total=len(files), desc="decoding", unit="image")
-            return cls(images, scale, device, seed, names=[str(f) for f in files])
+            names = [str(f) for f in files]
+            return cls(images, scale, device, seed, names=names, detail=detail)
 
     def _place(self) -> None:
         if self.device.type != "cuda":
@@ -132,7 +147,7 @@ class PatchBank:
 
         Returns:
             ``lr`` (N, 3, P, P) and ``hr`` (N, 3, P * scale, P * scale), float32 in [0, 1], on
-            the bank's device. Every position of every image is equally likely.
+            the bank's device.
 
         Raises:
             SrlabError: an image is smaller than the crop (the message names it).
@@ -163,7 +178,7 @@ class PatchBank:
         return _crops(self.lr_atlas, y, x, size), _crops(self.hr_atlas, y * s, x * s, size * s)
 
     def _positions(self, n: int, patch_size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, rows and columns of LR corners, drawn over all positions of all images."""
+        """Images, rows and columns of the LR corners of n random crops."""
         height, width = self.boxes[:, 2:].unbind(1)
         rows, columns = height - patch_size + 1, width - patch_size + 1
         too_small = ((rows < 1) | (columns < 1)).nonzero()
@@ -175,11 +190,52 @@ class PatchBank:
                 f"cannot hold a {patch_size * self.scale} x {patch_size * self.scale} crop. "
                 "Remove the picture or lower patch_size."
             )
+        if self.detail:
+            image, y, x = self._interesting_pixels(n)
+            corner = torch.stack([y, x]) - torch.randint(
+                patch_size, (2, n), generator=self.generator
+            )
+            limits = torch.stack([rows[image], columns[image]]) - 1
+            return image, *corner.clamp(min=0).minimum(limits)
         ends = (rows * columns).cumsum(0)
         draw = torch.randint(int(ends[-1]), (n,), generator=self.generator)
         image = torch.searchsorted(ends, draw, right=True)
         offset = draw - (ends - rows * columns)[image]
         return image, offset // columns[image], offset % columns[image]
+
+    def _measure_detail(self) -> tuple[Tensor, Tensor]:
+        """The table of cells: summed weights (count,), and where each lies (count, 3)."""
+        places, weights = [], []
+        for i, (top, left, h, w) in enumerate(self.boxes.tolist()):
+            if not h or not w:
+                continue
+            s = self.scale
+            lr = self.lr_atlas[top : top + h, left : left + w]
+            hr = self.hr_atlas[top * s : (top + h) * s, left * s : (left + w) * s]
+            lr, hr = (unpack_pixels(x[None]).float().div_(255) for x in (lr, hr))
+            error = (resize(lr, s) - hr).square_().mean(dim=1, keepdim=True)
+            # The last row and column of cells may be cut by the border.
+            error = F.avg_pool2d(error, CELL * s, ceil_mode=True)[0, 0]
+            y = torch.arange(0, h, CELL)
+            x = torch.arange(0, w, CELL)
+            area = torch.outer((h - y).clamp(max=CELL), (w - x).clamp(max=CELL))
+            weights.append((error.double() ** self.detail * area).flatten())
+            place = torch.cartesian_prod(y, x)
+            places.append(torch.cat([torch.full_like(place[:, :1], i), place], dim=1))
+        return torch.cat(weights).cumsum(0), torch.cat(places).int()
+
+    def _interesting_pixels(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, rows and columns of n LR pixels, drawn by detail."""
+        ends, places = self.cells
+        draw = torch.rand(n, generator=self.generator, dtype=torch.float64) * ends[-1]
+        cell = torch.searchsorted(ends, draw, right=True).clamp(max=len(ends) - 1)
+        image, y, x = places[cell].long().unbind(1)
+        height, width = self.boxes[image, 2:].unbind(1)
+        dy, dx = torch.rand(2, n, generator=self.generator)
+        # Any pixel of the cell, as far as the picture reaches.
+        y = y + (dy * (height - y).clamp(max=CELL)).long()
+        x = x + (dx * (width - x).clamp(max=CELL)).long()
+        return image, y, x
 
     def _deliver(self, crops: Tensor) -> Tensor:
         """(N, P, P) words -> (N, 3, P, P) float in [0, 1] on the bank's device."""

@@ -4,6 +4,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from srlab.degradation import resize_weights
 
 FUSIONS = ("sum", "scaled-sum", "concat", "weighted-concat")
 
@@ -190,3 +193,42 @@ def icnr_(
         )
     kernels = init(weight.new_empty(weight.shape[0] // factor**2, *weight.shape[1:]))
     return weight.copy_(kernels.repeat_interleave(factor**2, dim=0))
+
+
+class BicubicSkip(nn.Module):
+    """Bicubic interpolation as a layer: the way around a network that learns only the rest.
+
+    An output pixel reads the same neighbours with the same weights in every LR pixel's cell, so
+    bicubic up-scaling is a fixed 5x5 convolution with ``scale**2`` outputs and a pixel shuffle:
+    quick on small crops, the same for every size of picture, and known to ONNX. The result is that
+    of :func:`srlab.degradation.resize`, mirrored borders included, and is computed in 32 bits also
+    under autocast: eight bits of mantissa would show.
+
+    Args:
+        scale: HR size / LR size.
+
+    Shape: (N, C, H, W) -> (N, C, H * scale, W * scale), H and W at least 2. Not clamped.
+    """
+
+    def __init__(self, scale: int = 4):
+        super().__init__()
+        self.scale = scale
+        # The taps of the middle one of five pixels: nothing there is mirrored.
+        index, weight = resize_weights(5, scale)
+        rows = slice(2 * scale, 3 * scale)
+        taps = torch.zeros(scale, 5, dtype=weight.dtype).scatter_add_(1, index[rows], weight[rows])
+        kernel = torch.einsum("iy,jx->ijyx", taps, taps).reshape(scale**2, 1, 5, 5)
+        self.register_buffer("kernel", kernel.float(), persistent=False)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        n, c, h, w = lr.shape
+        with torch.autocast(lr.device.type, enabled=False):
+            x = _mirror(_mirror(lr, 2), 3).reshape(n * c, 1, h + 4, w + 4)
+            sr = F.pixel_shuffle(F.conv2d(x, self.kernel.to(x.dtype)), self.scale)
+        return sr.reshape(n, c, h * self.scale, w * self.scale)
+
+
+def _mirror(x: Tensor, axis: int) -> Tensor:
+    """Two pixels more at both ends of an axis, mirrored with the edge pixel included."""
+    first, last = x.narrow(axis, 0, 2).flip(axis), x.narrow(axis, x.shape[axis] - 2, 2).flip(axis)
+    return torch.cat([first, x, last], axis)

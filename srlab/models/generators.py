@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from srlab.degradation import resize
-from srlab.models.blocks import DenseBlock, FusionConv, ResidualBlock, UpsampleBlock
+from srlab.models.blocks import BicubicSkip, DenseBlock, FusionConv, ResidualBlock, UpsampleBlock
 
 
 class SRResNet(nn.Module):
@@ -22,18 +22,29 @@ class SRResNet(nn.Module):
 
     C. Ledig et al., "Photo-realistic single image super-resolution using a generative adversarial
     network", CVPR 2017, arXiv:1609.04802, figure 4. With 16 blocks, as in the paper, it has
-    1,549,462 parameters; with 5, as in this course, 734,219. Two deviations: inputs are in [0, 1]
-    and the last convolution is linear (the paper scales its HR images to [-1, 1]).
+    1,549,462 parameters; with 5, as in this course, 734,219. Three deviations: inputs are in
+    [0, 1]; the last convolution is linear (the paper scales its HR images to [-1, 1]); and the
+    network learns only what bicubic interpolation lacks: bicubic(LR) is added to its output, and
+    the last convolution starts at zero, so that an untrained network *is* bicubic (J. Kim et al.,
+    "Accurate image super-resolution using very deep convolutional networks", CVPR 2016,
+    arXiv:1511.04587).
 
     Args:
         n_blocks: number of residual blocks.
         n_features: channels of every hidden layer.
         scale: 2, 4 or 8: one doubling block for each factor of two.
         batch_norm: False builds the network without it, as :func:`fold` does.
+        bicubic_skip: False builds the network of the paper's figure, which has to learn the whole
+            picture.
     """
 
     def __init__(
-        self, n_blocks: int = 5, n_features: int = 64, scale: int = 4, batch_norm: bool = True
+        self,
+        n_blocks: int = 5,
+        n_features: int = 64,
+        scale: int = 4,
+        batch_norm: bool = True,
+        bicubic_skip: bool = True,
     ):
         super().__init__()
         doublings = _doublings(scale)
@@ -43,6 +54,7 @@ class SRResNet(nn.Module):
             "n_features": n_features,
             "scale": scale,
             "batch_norm": batch_norm,
+            "bicubic_skip": bicubic_skip,
         }
         norm = nn.BatchNorm2d if batch_norm else nn.Identity
         self.head = nn.Sequential(nn.Conv2d(3, n_features, 9, padding=4), nn.PReLU())
@@ -52,6 +64,7 @@ class SRResNet(nn.Module):
         self.fuse = nn.Sequential(nn.Conv2d(n_features, n_features, 3, padding=1), norm(n_features))
         self.upsample = nn.Sequential(*[UpsampleBlock(n_features) for _ in range(doublings)])
         self.tail = nn.Conv2d(n_features, 3, 9, padding=4)
+        self.skip = _skip(self.tail, scale) if bicubic_skip else None
         # Radii at LR size, each rounded up to whole pixels: the 9x9 head, two 3x3 a block, the
         # 3x3 fusion, a 3x3 at each size on the way up, and the 9x9 tail at HR size.
         self.receptive_radius = 4 + 2 * n_blocks + 1 + doublings + -(-4 // scale)
@@ -62,7 +75,8 @@ class SRResNet(nn.Module):
         return self.fuse(self.blocks(shallow)) + shallow
 
     def forward(self, lr: Tensor) -> Tensor:
-        return self.tail(self.upsample(self.body(lr)))
+        sr = self.tail(self.upsample(self.body(lr)))
+        return sr + self.skip(lr) if self.skip else sr
 
 
 class WDRN(nn.Module):
@@ -84,6 +98,7 @@ class WDRN(nn.Module):
         fusion: ``"weighted-concat"``, ``"concat"``, ``"scaled-sum"`` or ``"sum"``.
         batch_norm: batch norm after every convolution of the body.
         scale: 2, 4 or 8.
+        bicubic_skip: as :class:`SRResNet`'s.
     """
 
     def __init__(
@@ -95,6 +110,7 @@ class WDRN(nn.Module):
         fusion: str = "weighted-concat",
         batch_norm: bool = False,
         scale: int = 4,
+        bicubic_skip: bool = True,
     ):
         super().__init__()
         doublings = _doublings(scale)
@@ -108,6 +124,7 @@ class WDRN(nn.Module):
             "fusion": fusion,
             "batch_norm": batch_norm,
             "scale": scale,
+            "bicubic_skip": bicubic_skip,
         }
         norm = nn.BatchNorm2d if batch_norm else nn.Identity
         self.head = nn.Sequential(nn.Conv2d(3, n_features, 9, padding=4), nn.PReLU())
@@ -121,6 +138,7 @@ class WDRN(nn.Module):
         )
         self.upsample = nn.Sequential(*[UpsampleBlock(n_features) for _ in range(doublings)])
         self.tail = nn.Conv2d(n_features, 3, 9, padding=4)
+        self.skip = _skip(self.tail, scale) if bicubic_skip else None
         # As SRResNet's, with n_layers 3x3 convolutions a block.
         self.receptive_radius = 4 + n_layers * n_blocks + 1 + doublings + -(-4 // scale)
 
@@ -133,7 +151,8 @@ class WDRN(nn.Module):
         return self.fuse(maps) + shallow
 
     def forward(self, lr: Tensor) -> Tensor:
-        return self.tail(self.upsample(self.body(lr)))
+        sr = self.tail(self.upsample(self.body(lr)))
+        return sr + self.skip(lr) if self.skip else sr
 
 
 class Bicubic(nn.Module):
@@ -225,7 +244,8 @@ class Polyphase(nn.Module):
         ]
         kernel = torch.stack(phases, dim=1).flatten(0, 1)
         bias = net.tail.bias.repeat_interleave(4)
-        return last.shuffle(F.conv2d(maps, kernel, bias, padding=2))
+        sr = last.shuffle(F.conv2d(maps, kernel, bias, padding=2))
+        return sr + net.skip(lr) if net.skip else sr
 
 
 def polyphase(generator: nn.Module) -> nn.Module:
@@ -234,6 +254,13 @@ def polyphase(generator: nn.Module) -> nn.Module:
     So does a subclass: it may have a ``forward`` of its own.
     """
     return Polyphase(generator) if type(generator) in (SRResNet, WDRN) else generator
+
+
+def _skip(tail: nn.Conv2d, scale: int) -> BicubicSkip:
+    """The way around the network, which begins by adding nothing to it."""
+    nn.init.zeros_(tail.weight)
+    nn.init.zeros_(tail.bias)
+    return BicubicSkip(scale)
 
 
 def _doublings(scale: int) -> int:

@@ -18,7 +18,8 @@ class PretrainConfig:
         batch_size: crops a step (on each device).
         patch_size: side of the LR crop in pixels.
         loss: ``"l1"`` or ``"mse"``.
-        lr: peak learning rate of Adam.
+        optimizer: ``"adam"``, or ``"muon"`` (:class:`srlab.training.optim.Muon`).
+        lr: peak learning rate.
         betas: of Adam.
         warmup_steps: steps over which the learning rate rises from zero.
         schedule: ``"cosine"`` falls to zero at the last step, ``"constant"`` stays.
@@ -34,6 +35,7 @@ class PretrainConfig:
     batch_size: int = 16
     patch_size: int = 24
     loss: str = "l1"
+    optimizer: str = "adam"
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_steps: int = 20
@@ -45,6 +47,7 @@ class PretrainConfig:
 
     def __post_init__(self):
         _check(self, "loss", positive=("steps", "batch_size", "patch_size", "lr", "log_every"))
+        _choose(self, "optimizer", ("adam", "muon"))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from srlab.errors import SrlabError
 from srlab.models.generators import polyphase
+from srlab.training.optim import Muon
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -55,6 +56,14 @@ class Engine:
         """Adam over parameters (or groups of them) that lie, or will lie, on ``device``."""
         fused = self.fused and device.type in ("cpu", "cuda")
         return torch.optim.Adam(parameters, lr, betas, fused=fused or None)
+
+    def muon(
+        self, parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float],
+        device: torch.device,
+    ) -> Muon:  # fmt: skip
+        """:class:`~srlab.training.optim.Muon`, its Adam as :meth:`adam` would have it."""
+        fused = self.fused and device.type in ("cpu", "cuda")
+        return Muon(parameters, lr, betas, fused=fused or None)
 
     def setup(
         self,

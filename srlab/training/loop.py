@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
-from torch.optim.swa_utils import AveragedModel
 
 from srlab import losses
 from srlab.models.zoo import describe, load_weights
@@ -33,6 +32,7 @@ from srlab.training.engine import (
 )
 from srlab.training.faults import explained
 from srlab.training.monitor import Monitor, stop_signal
+from srlab.training.optim import MovingAverage
 from srlab.training.state import CheckpointError, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -100,10 +100,11 @@ def pretrain(
         LostProcess: another process of a distributed run has ended.
     """
     fabric = fabric or default_fabric()
-    average = moving_average(generator, config.ema_decay, fabric.device)
-    optimizer = engine.adam(generator.parameters(), config.lr, config.betas, fabric.device)
+    build = engine.muon if config.optimizer == "muon" else engine.adam
+    optimizer = build(generator.parameters(), config.lr, config.betas, fabric.device)
     scheduler = schedule(optimizer, config)
     model, optimizer = engine.setup(fabric, generator, optimizer, lr_shape(config))
+    average = MovingAverage(generator, config.ema_decay)
     run = Run(
         folder, config, ["loss", "val_psnr"], fabric, progress,
         generator=generator, average=average, optimizer=optimizer, scheduler=scheduler, bank=bank,
@@ -119,7 +120,7 @@ def pretrain(
             fabric.backward(loss)
             optimizer.step()
             scheduler.step()
-            average.update_parameters(generator)
+            average.update(generator)
 
             if validate and run.writes and run.due(step, config.validate_every):
                 run.monitor.note("val_psnr", validate(average.module.eval()))
@@ -184,7 +185,6 @@ def adversarial(
     fabric = fabric or default_fabric()
     if perceptual is not None:
         perceptual.to(fabric.device)
-    average = moving_average(generator, config.ema_decay, fabric.device)
     g_optimizer = engine.adam(
         generator.parameters(), config.generator_lr, config.generator_betas, fabric.device
     )
@@ -196,6 +196,7 @@ def adversarial(
     g_model, g_optimizer = engine.setup(fabric, generator, g_optimizer, shape)
     shape = (*shape[:2], shape[2] * generator.scale, shape[3] * generator.scale)
     c_model, c_optimizer = engine.setup(fabric, critic, c_optimizer, shape)
+    average = MovingAverage(generator, config.ema_decay)
     run = Run(
         folder, config, game_metrics(config), fabric, progress,
         generator=generator, average=average, critic=critic,
@@ -254,7 +255,7 @@ def adversarial(
 
             g_scheduler.step()
             c_scheduler.step()
-            average.update_parameters(generator)
+            average.update(generator)
 
             row |= {"real": real.mean(), "fake": fake.mean(), "gap": gap}
             if config.adversarial == "bce":
@@ -393,29 +394,6 @@ def schedule(
         return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def moving_average(generator: nn.Module, decay: float, device: torch.device) -> AveragedModel:
-    """Exponential moving average of the weights, and of batch norm's statistics with them.
-
-    (Statistics of this very moment do not fit weights that are an average over many.) The decay
-    rises with the number of updates n, min(decay, (1 + n) / (10 + n)), so that a short run's
-    average forgets the random start.
-    """
-
-    def update(averages: list[Tensor], weights: list[Tensor], _: Tensor) -> None:
-        if not averages[0].is_floating_point():  # batch norm's counter of batches
-            return torch._foreach_copy_(averages, weights)
-        n = int(average.n_averaged)
-        d = min(decay, (1 + n) / (10 + n))
-        # A fabric of true half or double precision has turned the weights, but not the averages.
-        weights = [w.to(a.dtype) for w, a in zip(weights, averages, strict=True)]
-        torch._foreach_lerp_(averages, weights, 1 - d)
-
-    update = torch.no_grad()(update)
-    average = AveragedModel(generator, device, multi_avg_fn=update, use_buffers=True).eval()
-    average.n_averaged = average.n_averaged.cpu()  # to read it, nobody waits for a GPU
-    return average
 
 
 @contextmanager
