@@ -79,8 +79,9 @@ def pack(
     If it is interrupted, the same command goes on; it also checks and mends what is there.
     """
     from srlab import shards
+    from srlab.datasets import training_files
 
-    files, shrink = _training_files([name])
+    files, shrink = training_files([name])
     nbytes = shards.pack(files, out, scale, shrink, shard_mb << 20, progress=True)
     print(f"{len(files)} images, {nbytes / 1e9:.2f} GB in {out}. Next: srlab train --data {out}")
 
@@ -132,7 +133,12 @@ def train(
         str | None, typer.Option(help="Set that the log's val_psnr is measured on.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Default: 1000.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Default: 16.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="A time budget in place of --steps.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Crops a step; default 4, for games 16.")
+    ] = None,
     patch_size: Annotated[int | None, typer.Option(help="Side of the LR crop; default 24.")] = None,
     lr: Annotated[
         float | None,
@@ -145,13 +151,16 @@ def train(
     features: Annotated[
         str | None, typer.Option(help="Games with VGG: vgg19-slim (default) or vgg19.")
     ] = None,
+    detail: Annotated[
+        float,
+        typer.Option(help="Draw crops by detail with this exponent; 0: every place alike."),
+    ] = 0.5,
     seed: int = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "32-true",
-    compile: Annotated[
+    engine: Annotated[
         str,
-        typer.Option(help="torch.compile: off, default, reduce-overhead (CUDA graphs)."),
-    ] = "off",
+        typer.Option(help="auto (measured), plain, fp32, bf16, bf16-compiled, bf16-graphs."),
+    ] = "auto",
     warmup_steps: Annotated[
         int | None, typer.Option(help="Steps of rising learning rate; default 20, for games 0.")
     ] = None,
@@ -165,95 +174,113 @@ def train(
     adversarial game from there, its batch norm folded. Ctrl-C saves; the same command goes on.
     Several GPUs: `torchrun --nproc-per-node 4 -m srlab train ...`; --batch-size is that of each.
     """
-    import torch
+    from copy import deepcopy
+    from functools import partial
 
     from srlab import shards
-    from srlab.evaluation import protocol
-    from srlab.models import zoo
-    from srlab.models.generators import fold
+    from srlab.datasets import find, training_files
     from srlab.patches import PatchBank
-    from srlab.training import config, engine, loop
-    from srlab.training.recipes import RECIPES, build_critic, build_perceptual
+    from srlab.training import budget, recipes
+    from srlab.training.engine import ENGINES, default_fabric
 
-    recipe = RECIPES.get(model)
-    trainable = [name for name in zoo.ARCHITECTURES if name != "bicubic"]
-    if not recipe and model not in trainable:
-        known = ", ".join([*trainable, *RECIPES])
-        raise SrlabError(f"unknown model {model!r}: choose one of {known}.")
-    given = _profile(profile, game=recipe is not None)
+    if steps is not None and minutes is not None:
+        raise SrlabError("--steps and --minutes exclude each other: give one of them.")
+    recipe = recipes.find(model)
+    given = _profile(profile, game=recipe.is_game)
     data = data or [given.get("train_set", "photos")]
     validate = validate or given.get("valid_set", "photos-valid")
-    features = features or given.get("features", "vgg19-slim")
-    patch_size = patch_size or given.get("patch_size", 24)
-
-    torch.manual_seed(seed)
-    common: dict[str, Any] = {
+    names = {
+        "loss": "content" if recipe.is_game else "loss",
+        "lr": "generator_lr" if recipe.is_game else "lr",
+    }
+    if critic_lr is not None and not recipe.is_game:
+        raise SrlabError(f"--critic-lr: {model} has no critic.")
+    chosen = {
         "steps": given.get("steps", 1000) if steps is None else steps,
-        "batch_size": batch_size or given.get("batch_size", 16),
-        "patch_size": patch_size,
+        "batch_size": given.get("batch_size") if batch_size is None else batch_size,
+        "patch_size": given.get("patch_size", 24) if patch_size is None else patch_size,
+        names["loss"]: loss,
+        names["lr"]: lr,
+        "critic_lr": critic_lr,
+        "warmup_steps": warmup_steps,
         "log_every": log_every,
         "validate_every": validate_every,
         "checkpoint_every": checkpoint_every,
     }
-    if warmup_steps is not None:
-        common["warmup_steps"] = warmup_steps
-    if recipe:
-        if init is None and recipe.start not in zoo.released():
-            raise SrlabError(
-                f"{model} starts from a pre-trained generator: add --init with a released model, "
-                f"a weight file or the folder of an `srlab train {recipe.start}` run."
-            )
-        generator = zoo.load(init or recipe.start)
-        if type(generator).__name__ not in zoo.CLASSES:
-            raise SrlabError(f"--init {init}: another project's network can be used, not trained.")
-        generator = fold(generator)  # see RECIPES
-        chosen = {"content": loss, "generator_lr": lr, "critic_lr": critic_lr}
-        chosen = {name: value for name, value in chosen.items() if value is not None}
-        settings = config.AdversarialConfig(**recipe.settings | common | chosen)
-    else:
-        generator = zoo.load(init) if init else zoo.build(model)
-        if zoo.describe(generator) != zoo.describe(zoo.build(model)):
-            raise SrlabError(f"--init {init} holds another network than {model}: name its like.")
-        settings = config.PretrainConfig(
-            loss=loss or "l1", lr=lr or config.PretrainConfig.lr, **common
-        )
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    generator = _initial(init, model, recipe)
 
-    fast = engine.Engine(compile=compile)
-    fabric = engine.default_fabric(device, precision)
+    fabric = default_fabric(device)
     speaks = fabric.global_rank == 0
-    held_out = _find(validate)
-    packed = len(data) == 1 and shards.is_pack(data[0])
-    if packed:
+    held_out = find(validate)
+    if len(data) == 1 and shards.is_pack(data[0]):
         bank = shards.ShardBank(data[0], fabric.device, seed, verify=speaks, progress=speaks)
-        sample = shards.ShardBank(data[0], "cpu", seed, verify=False)
     else:
-        files, shrink = _training_files(data)
+        files, shrink = training_files(data)
         if speaks:
             print(f"decoding {len(files)} images ...", flush=True)
-        bank = PatchBank.from_files(files, 4, fabric.device, seed, shrink, progress=speaks)
-        sample = PatchBank.from_files(files[:4], 4, "cpu", seed, shrink[:4])
+        bank = PatchBank.from_files(
+            files, 4, fabric.device, seed, shrink, progress=speaks, detail=detail
+        )
     if speaks:
-        where = "disk" if packed else fabric.device
-        print(f"{bank.nbytes / 1e6:,.0f} MB of pixels on {where}; {settings}", flush=True)
-
-    def score(generator: torch.nn.Module) -> float:
-        return protocol.mean(protocol.evaluate(generator, held_out, device=fabric.device)).psnr
+        print(f"{len(bank)} images, {bank.nbytes / 1e6:,.0f} MB of pixels", flush=True)
 
     folder = out or Path("runs") / model
-    options: dict[str, Any] = {"validate": score, "fabric": fabric, "engine": fast}
-    if recipe:
-        hr_size = patch_size * generator.scale
-        _, pictures = sample.batch(16, patch_size)
-        options["perceptual"] = build_perceptual(recipe, pictures, features)
-        critic = build_critic(recipe, hr_size, features)
-        result = loop.adversarial(generator, critic, bank, settings, folder, **options)
-    else:
-        result = loop.pretrain(generator, bank, settings, folder, **options)
+    train_it = partial(
+        recipes.train, recipe, bank, features=features or given.get("features", "vgg19-slim"),
+        seed=seed,
+    )  # fmt: skip
+
+    def trial(precision: str, engine: Any, n: int, where: Path, on_step: Any) -> None:
+        quiet = {"steps": n, "validate_every": 0, "checkpoint_every": 0}
+        state = bank.state_dict()
+        train_it(
+            where, generator=deepcopy(generator), settings=chosen | quiet, on_step=on_step,
+            engine=engine, fabric=default_fabric(device, precision), progress=False,
+        )  # fmt: skip
+        bank.load_state_dict(state)
+
+    plan = budget.make(
+        folder, trial, fabric.device, engine=engine, minutes=minutes,
+        steps=None if minutes is not None else chosen["steps"],
+    )  # fmt: skip
+    how = ENGINES[plan.engine]
+    if minutes is not None:
+        chosen["steps"] = plan.steps
+    if speaks:
+        print(f"{model}: {chosen['steps']:,} steps, engine {plan.engine}; {chosen}", flush=True)
+    result = train_it(
+        folder, generator=generator, settings=chosen, held_out=held_out, engine=how.engine,
+        fabric=default_fabric(device, how.precision),
+    )  # fmt: skip
     if speaks:
         print(
             f"{result.step} steps in {folder}, {result.patches_per_second:.0f} patches/s. "
             f"Next: srlab evaluate {folder} --dataset {validate}"
         )
+
+
+def _initial(init: str | None, model: str, recipe: Any) -> Any:
+    """The generator that a training starts from; None for a fresh one."""
+    from srlab.models import zoo
+    from srlab.models.generators import fold
+
+    if not recipe.is_game:
+        if init is None:
+            return None
+        generator = zoo.load(init)
+        if zoo.describe(generator) != zoo.describe(zoo.build(model)):
+            raise SrlabError(f"--init {init} holds another network than {model}.")
+        return generator
+    if init is None and recipe.generator not in zoo.released():
+        raise SrlabError(
+            f"{model} starts from a pre-trained generator: add --init with a released model, "
+            f"a weight file or the folder of an `srlab train {recipe.generator}` run."
+        )
+    generator = zoo.load(init or recipe.generator)
+    if type(generator).__name__ not in zoo.CLASSES:
+        raise SrlabError(f"--init {init}: another project's network can be used, not trained.")
+    return fold(generator)  # see recipes.RECIPES
 
 
 @app.command()
@@ -542,21 +569,6 @@ def _profile(name: str | None, game: bool) -> dict[str, Any]:
 
     values = read_profile(name)
     return values | {"steps": values["adversarial_steps" if game else "pretrain_steps"]}
-
-
-def _training_files(names: list[str]) -> tuple[list[Path], list[int]]:
-    """Files of all sets, and for each by how much it is shrunk first (``NAME@2``)."""
-    files, shrink = [], []
-    for name in names:
-        base, at, factor = name.rpartition("@")
-        if not at:
-            base, factor = name, "1"
-        if not factor.isdigit() or factor == "0":
-            raise SrlabError(f"--data {name}: write a whole number after @, such as @2.")
-        found = _find(base)
-        files += found
-        shrink += [int(factor)] * len(found)
-    return files, shrink
 
 
 def _find(name: str) -> list[Path]:

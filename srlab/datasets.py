@@ -68,6 +68,8 @@ _BSDS = "https://github.com/BIDS/BSDS500"
 _FREE = "public domain or CC0; motorcycle_left (Middlebury 2014) states none"
 _RESEARCH = "academic research only"
 _STUDY = "non-commercial research and education"
+_MIXED = "CC0, CC-BY, CC-BY-SA, GPL and others: data/wallpapers.csv"
+_WALLPAPERS = "data/wallpapers.csv"
 _NONE = "none stated; research benchmark"
 
 
@@ -102,6 +104,7 @@ DATASETS: dict[str, ImageSet] = {
         _benchmark("BSD100 (Martin et al. 2001)", 100, _STUDY, _BSDS, "BSD100", "BSDS100", "B100"),
         _benchmark("Urban100 (Huang et al. 2015)", 100, _NONE, _URBAN100, "Urban100"),
         ImageSet("bsds400", "BSDS500 but BSD100", 400, _STUDY, _BSDS, ("BSDS400",)),
+        ImageSet("wallpapers", "Openly licensed photographs", 63, _MIXED, _WALLPAPERS, ("photos",)),
         ImageSet("t91", "T91 (Yang et al. 2010)", 91, _NONE, _T91, ("T91",)),
     )
 }
@@ -146,6 +149,28 @@ def find(name: str | Path) -> list[Path]:
     if not (images := _images(path)):
         raise DatasetError(f"{path} holds no images: put some there or name another folder.")
     return images
+
+
+def training_files(names: Sequence[str]) -> tuple[list[Path], list[int]]:
+    """Files of several sets or folders, and for each by how much it is shrunk first.
+
+    Args:
+        names: as for :func:`find`; ``NAME@2`` halves the pictures of a set before they are used.
+
+    Raises:
+        DatasetError: as :func:`find`, or what follows @ is not a whole number.
+    """
+    files, shrink = [], []
+    for name in names:
+        base, at, factor = str(name).rpartition("@")
+        if not at:
+            base, factor = str(name), "1"
+        if not factor.isdecimal() or int(factor) == 0:
+            raise DatasetError(f"{name}: write a whole number after @, such as @2.")
+        found = find(base)
+        files += found
+        shrink += [int(factor)] * len(found)
+    return files, shrink
 
 
 def status(name: str) -> tuple[Path | None, int]:

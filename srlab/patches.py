@@ -32,7 +32,7 @@ class PatchBank:
             its borders are those of the published protocol.
         scale: HR size / LR size.
         device: where the crops are wanted. On a GPU the pixels move there if they fit into half
-            of its free memory, else they stay in page-locked host memory and crops are copied.
+            of its free memory, else they stay in host memory and crops are copied.
         seed: of the bank's own random generator. It lives on the CPU, so the same seed gives the
             same crops on every device.
         names: how an error message calls the images.
@@ -122,9 +122,6 @@ class PatchBank:
         if self.nbytes < free / 2:
             self.lr_atlas = self.lr_atlas.to(self.device)
             self.hr_atlas = self.hr_atlas.to(self.device)
-        else:
-            self.lr_atlas = self.lr_atlas.pin_memory()
-            self.hr_atlas = self.hr_atlas.pin_memory()
 
     def __len__(self) -> int:
         """Number of images."""
@@ -238,9 +235,16 @@ class PatchBank:
         return image, y, x
 
     def _deliver(self, crops: Tensor) -> Tensor:
-        """(N, P, P) words -> (N, 3, P, P) float in [0, 1] on the bank's device."""
+        """(N, P, P) words -> (N, 3, P, P) float in [0, 1] on the bank's device.
+
+        A word holds a pixel's channels side by side, and so does what is delivered: it is in
+        channels_last layout, as fast convolutions want it.
+        """
+        if self.device.type == "cuda" and crops.device.type == "cpu":
+            crops = crops.pin_memory()  # else the copy would hold up the host
         crops = crops.to(self.device, non_blocking=True)
-        return unpack_pixels(crops).to(torch.float32).div_(255)
+        channels = crops.unsqueeze(-1).view(torch.uint8)[..., :3]
+        return channels.to(torch.float32).div_(255).permute(0, 3, 1, 2)
 
 
 def dihedral(x: Tensor, k: int) -> Tensor:

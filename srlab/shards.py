@@ -152,6 +152,7 @@ class ShardBank(PatchBank):
         self.names = [image["name"] for image in images]
         self.boxes = torch.tensor([[0, 0, *image["size"]] for image in images])
         self.places = torch.tensor([[i["shard"], i["lr"], i["hr"]] for i in images])
+        self.detail = 0.0
         self.maps = [_Map(folder / shard["file"]) for shard in shards]
 
     @property
@@ -176,8 +177,6 @@ class ShardBank(PatchBank):
                 of_crops = indices[crops]
                 words = mapped.words.index_select(0, of_crops.flatten())
                 cut[crops] = words.view_as(of_crops)
-        if self.device.type == "cuda":
-            cuts = [cut.pin_memory() for cut in cuts]
         return cuts[0], cuts[1]
 
 

@@ -72,6 +72,12 @@ def compare(
         sr, hr: (3, H, W) float RGB in [0, 1]; ``sr`` may overshoot.
         grey: the file holds one luminance channel (see :attr:`Protocol.grey`).
     """
+    sr, hr = prepare(sr, hr, protocol, grey)
+    return float(psnr(sr, hr)), float(ssim(sr, hr))
+
+
+def prepare(sr: Tensor, hr: Tensor, protocol: Protocol, grey: bool) -> tuple[Tensor, Tensor]:
+    """What the metrics see of :func:`compare`'s images: (1, C, h, w) each."""
     sr = quantize(sr) if protocol.round_8bit else sr.clamp(0, 1)
     if protocol.channel == "y":
         if grey and protocol.grey == "luma":
@@ -83,7 +89,7 @@ def compare(
             sr, hr = quantize(sr), quantize(hr)
     s = protocol.shave
     sr, hr = (x[..., s : x.shape[-2] - s, s : x.shape[-1] - s][None] for x in (sr, hr))
-    return float(psnr(sr, hr)), float(ssim(sr, hr))
+    return sr, hr
 
 
 def consistency(sr: Tensor, lr: Tensor) -> float:
@@ -138,6 +144,21 @@ def mean(scores: Sequence[Score]) -> Score:
     """The data set's figure: the mean of the images' dB (not the dB of their mean error)."""
     n = len(scores)
     return Score("mean", sum(s.psnr for s in scores) / n, sum(s.ssim for s in scores) / n)
+
+
+@torch.no_grad()
+def mean_psnr(model: nn.Module, files: Sequence[Path], device: torch.device | str = "cpu") -> float:
+    """The set's PSNR in dB by the published protocol, as in :func:`evaluate`, without the SSIM.
+
+    SSIM takes longer than a small network; who watches a training needs one number.
+    """
+    model = model.to(device)
+    total = 0.0
+    for file in files:
+        hr = crop_to_multiple(read_image(file), model.scale).to(device)
+        sr = upscale(model, downsample(hr, model.scale))
+        total += float(psnr(*prepare(sr, hr, PUBLISHED, is_grey(file))))
+    return total / len(files)
 
 
 def write_csv(scores: Sequence[Score], path: Path | str) -> None:

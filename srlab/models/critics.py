@@ -177,3 +177,19 @@ def add_spectral_norm(model: nn.Module) -> None:
     for module in list(model.modules()):
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             spectral_norm(module)
+
+
+class NoCritic(nn.Module):
+    """Takes the critic's place where there is no game: it scores every picture alike.
+
+    What a generator gains in a game shows only beside one that was trained as long without.
+
+    Shape: (N, 3, H, W) -> (N, 1).
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.score = nn.Parameter(torch.zeros(()))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.score.expand(len(image), 1)

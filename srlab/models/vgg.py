@@ -139,7 +139,11 @@ def calibrate(features: Features, images: Tensor) -> dict[str, float]:
     Args:
         images: (N, 3, H, W) RGB in [0, 1].
     """
-    found = {tap: float(x.double().square().mean().sqrt()) for tap, x in features(images).items()}
+    there = next(iter(features.state_dict().values())).device
+    found = {
+        tap: float(x.float().square().mean().sqrt())
+        for tap, x in features(images.to(there)).items()
+    }
     features.scales = {tap: found[tap] for tap in features.taps}
     return features.scales
 

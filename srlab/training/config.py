@@ -45,6 +45,11 @@ class PretrainConfig:
     validate_every: int = 100
     checkpoint_every: int = 500
 
+    @property
+    def lr_shape(self) -> tuple[int, int, int, int]:
+        """Of the batch that the generator gets."""
+        return self.batch_size, 3, self.patch_size, self.patch_size
+
     def __post_init__(self):
         _check(self, "loss", positive=("steps", "batch_size", "patch_size", "lr", "log_every"))
         _choose(self, "optimizer", ("adam", "muon"))
@@ -104,6 +109,11 @@ class AdversarialConfig:
     log_every: int = 20
     validate_every: int = 100
     checkpoint_every: int = 500
+
+    @property
+    def lr_shape(self) -> tuple[int, int, int, int]:
+        """Of the batch that the generator gets."""
+        return self.batch_size, 3, self.patch_size, self.patch_size
 
     def __post_init__(self):
         _check(

@@ -36,7 +36,7 @@ class Monitor:
         patches_per_step: for the speed shown.
         progress: show a bar.
         writes: False keeps the files to another process.
-        mean: of a vector of metrics over all processes.
+        mean: of a tensor over all processes.
     """
 
     def __init__(
@@ -98,15 +98,24 @@ class Monitor:
         """A number for the next row that isn't measured every step, such as validation PSNR."""
         self.extra[name] = value
 
-    def check(self, step: int) -> None:
-        """Raise :class:`TrainingDiverged` if a metric since the last row is NaN or infinite."""
+    def check(self, step: int) -> Tensor | None:
+        """The metrics since the last row, means over all processes; None if there are none.
+
+        A number that is not finite in one process makes the mean so in all of them: all stop, and
+        none waits for another.
+
+        Raises:
+            TrainingDiverged: a metric is NaN or infinite.
+        """
         if not self.pending:
-            return
-        finite = torch.stack(self.pending).isfinite().cpu()
+            return None
+        values = self.mean(torch.stack(self.pending))
+        finite = values.isfinite().cpu()
         if not finite.all():
             row, column = (~finite).nonzero()[0].tolist()
             bad = step - len(self.pending) + 1 + row
             raise self.diverged(self.names[column], bad)
+        return values
 
     def diverged(self, what: str, step: int) -> TrainingDiverged:
         """The error to raise when ``what`` is no longer a number."""
@@ -116,8 +125,7 @@ class Monitor:
         )
 
     def _write(self, step: int) -> None:
-        self.check(step)
-        means = self.mean(torch.stack(self.pending).mean(dim=0)).tolist()
+        means = self.check(step).mean(dim=0).tolist()
         row = dict(zip(self.names, means, strict=True)) | self.extra
         if self.writes:
             self._write_row(step, row)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
+from srlab.training.config import AdversarialConfig, PretrainConfig
+
 # Coefficients of the quintic iteration (K. Jordan 2024).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
@@ -126,6 +128,33 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     return x.mT if tall else x
 
 
+def schedule(
+    optimizer: torch.optim.Optimizer, config: PretrainConfig | AdversarialConfig
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up, then a half cosine down to zero or a constant rate."""
+
+    def factor(step: int) -> float:
+        if step < config.warmup_steps:
+            return (step + 1) / config.warmup_steps
+        if config.schedule == "constant":
+            return 1.0
+        done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def critic_groups(critic: nn.Module, config: AdversarialConfig) -> list[dict[str, Any]]:
+    """Adam's parameter groups: what is pre-trained learns at its own rate."""
+    trunk = list(getattr(critic, "trunk_parameters", list)())
+    of_trunk = {id(p) for p in trunk}
+    head = [p for p in critic.parameters() if id(p) not in of_trunk]
+    groups = [{"params": head, "lr": config.critic_lr}, {"params": trunk, "lr": config.trunk_lr}]
+    for group in groups:
+        group["params"] = [p for p in group["params"] if p.requires_grad]
+    return [group for group in groups if group["params"]]
+
+
 class MovingAverage:
     """Exponential moving average of a network's weights, and of batch norm's statistics with them.
 
@@ -170,3 +199,14 @@ class MovingAverage:
 
 def _tensors(network: nn.Module) -> list[Tensor]:
     return [*network.parameters(), *network.buffers()]
+
+
+def match_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Lay an optimizer's state out in memory as its parameters are.
+
+    A checkpoint keeps no layout, and steps over unlike ones are slower.
+    """
+    for parameter, slots in optimizer.state.items():
+        for name, value in slots.items():
+            if value.shape == parameter.shape:
+                slots[name] = torch.empty_like(parameter).copy_(value)

@@ -1,33 +1,66 @@
-"""Named games: which players, which losses. `srlab train NAME` and the chapters use them."""
+"""Named recipes, and the one place where a training is put together.
 
+`srlab train NAME`, the scripts, the benchmark, the ablation and the chapters all call
+:func:`train`: recipe -> generator, critic and perceptual loss -> configuration -> loop.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from srlab.errors import SrlabError
+from srlab.evaluation import protocol
 from srlab.losses import Perceptual
-from srlab.models import vgg
-from srlab.models.critics import Discriminator, VGGCritic
+from srlab.models import vgg, zoo
+from srlab.models.critics import Discriminator, NoCritic, VGGCritic
+from srlab.models.generators import fold
+from srlab.patches import PatchBank
+from srlab.training.config import AdversarialConfig, PretrainConfig
+from srlab.training.engine import default_fabric
+from srlab.training.game import adversarial
+from srlab.training.pretrain import pretrain
+from srlab.training.run import Result
+
+# What the perceptual loss compares: edges, strokes and textures. The layers behind know little in
+# vgg19-slim; with relu2_2 and relu4_4 a short trial ended lower in PSNR and farther by LPIPS.
+PERCEPTUAL_TAPS = {"relu1_2": 0.3, "relu2_2": 0.3, "relu3_4": 0.4}
+# What the VGG critic judges: deep enough for textures, shallow enough to see single strokes.
+CRITIC_TAP = "relu3_4"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a game is made of, beside data and length.
+    """What a training is made of, beside data and length.
 
     Attributes:
-        start: the released model that enters the game if no other is given.
-        critic: ``"discriminator"`` or ``"vgg"``.
-        settings: fields of :class:`srlab.training.config.AdversarialConfig`.
+        generator: the architecture that is trained from scratch or, in a game, the released model
+            that enters it.
+        critic: empty trains for PSNR alone; ``"discriminator"`` or ``"vgg"`` plays a game;
+            ``"none"`` plays it without an opponent, the control that a game is compared with.
+        settings: fields of :class:`~srlab.training.config.PretrainConfig` or, for a game, of
+            :class:`~srlab.training.config.AdversarialConfig`.
     """
 
-    start: str
-    critic: str
-    settings: dict[str, Any] = field(default_factory=dict)
+    generator: str
+    critic: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_game(self) -> bool:
+        """Whether a generator that is trained already goes on against (or without) a critic."""
+        return bool(self.critic)
 
 
-# The generator's batch norm is folded before any of these games (`generators.fold`): its running
-# statistics follow the last few crops, which chapter 02 shows to cost decibels by itself.
-RECIPES = {
+# Muon and 4 crops a step: chosen on pictures held out of the training sets (studies of chapter 07).
+_PSNR = {"optimizer": "muon", "batch_size": 4}
+# The generator's batch norm is folded before any game (`generators.fold`): its running statistics
+# follow the last few crops, which chapter 02 shows to cost decibels by themselves.
+RECIPES: dict[str, Recipe] = {
+    **{name: Recipe(name, settings=_PSNR) for name in zoo.ARCHITECTURES if name != "bicubic"},
     # Ledig et al. 2017, with the pixel loss for content.
     "srgan": Recipe("srresnet", "discriminator"),
     # WDRN, perceptual loss, a critic on VGG features, Wasserstein with gradient penalty. The slope
@@ -50,11 +83,72 @@ RECIPES = {
         },
     ),
 }
-# What the perceptual loss compares: edges, strokes and textures. The layers behind know little in
-# vgg19-slim; with relu2_2 and relu4_4 a short trial ended lower in PSNR and farther by LPIPS.
-PERCEPTUAL_TAPS = {"relu1_2": 0.3, "relu2_2": 0.3, "relu3_4": 0.4}
-# What the VGG critic judges: deep enough for textures, shallow enough to see single strokes.
-CRITIC_TAP = "relu3_4"
+
+
+def find(name: str) -> Recipe:
+    """A recipe by name.
+
+    Raises:
+        SrlabError: unknown; lists the names.
+    """
+    if name not in RECIPES:
+        raise SrlabError(f"unknown model {name!r}: choose one of {', '.join(RECIPES)}.")
+    return RECIPES[name]
+
+
+def train(
+    recipe: Recipe | str,
+    bank: PatchBank,
+    folder: Path | str,
+    *,
+    generator: nn.Module | None = None,
+    critic: nn.Module | None = None,
+    features: str = "vgg19-slim",
+    settings: Mapping[str, Any] = {},
+    seed: int = 0,
+    held_out: Sequence[Path] = (),
+    **options: Any,
+) -> Result:
+    """Train by a recipe: build what is missing, then run the loop.
+
+    Args:
+        recipe: or its name.
+        bank: where the crops come from.
+        folder: of the run.
+        generator: trained in place; by default a fresh network, or the released one that the
+            game starts from, folded.
+        critic: by default the recipe's, fresh but for a pre-trained trunk.
+        features: of the perceptual loss and of the VGG critic; see :func:`srlab.models.vgg.load`.
+        settings: fields of the configuration that differ from the recipe's.
+        seed: of fresh weights. (The crops have the bank's.)
+        held_out: picture files; the log's ``val_psnr`` is measured on them.
+        options: ``validate`` (in place of ``held_out``), ``fabric``, ``engine``, ``on_step`` and
+            ``progress`` of :func:`~srlab.training.pretrain.pretrain`.
+
+    Raises:
+        SrlabError: an unknown recipe, and what the loops raise.
+    """
+    recipe = find(recipe) if isinstance(recipe, str) else recipe
+    fabric = options.setdefault("fabric", None) or default_fabric()
+    options["fabric"] = fabric
+    if held_out:
+        options.setdefault(
+            "validate", lambda model: protocol.mean_psnr(model, held_out, fabric.device)
+        )
+    torch.manual_seed(seed)
+    if not recipe.is_game:
+        generator = generator or zoo.build(recipe.generator)
+        config = PretrainConfig(**{**recipe.settings, **settings})
+        return pretrain(generator, bank, config, folder, **options)
+    generator = generator or fold(zoo.load(recipe.generator))
+    config = AdversarialConfig(**{**recipe.settings, **settings})
+    critic = critic or build_critic(recipe, config.patch_size * generator.scale, features)
+    if config.perceptual_weight:
+        state = bank.state_dict()  # looking at pictures leaves the order of the crops as it is
+        pictures = bank.batch(16, config.patch_size)[1]
+        bank.load_state_dict(state)
+        options["perceptual"] = build_perceptual(pictures, features)
+    return adversarial(generator, critic, bank, config, folder, **options)
 
 
 def build_critic(recipe: Recipe, hr_size: int, features: str = "vgg19-slim") -> nn.Module:
@@ -64,15 +158,13 @@ def build_critic(recipe: Recipe, hr_size: int, features: str = "vgg19-slim") -> 
         hr_size: side of the HR crops that it will see.
         features: for the VGG critic; see :func:`srlab.models.vgg.load`.
     """
+    if recipe.critic == "none":
+        return NoCritic()
     if recipe.critic == "vgg":
         return VGGCritic(vgg.load(features, [CRITIC_TAP]), pixel_branch=True, patch=True)
     return Discriminator(hr_size)
 
 
-def build_perceptual(
-    recipe: Recipe, images: Tensor, features: str = "vgg19-slim"
-) -> Perceptual | None:
-    """The recipe's perceptual loss, calibrated on HR crops; None if it has none."""
-    if not recipe.settings.get("perceptual_weight"):
-        return None
+def build_perceptual(images: Tensor, features: str = "vgg19-slim") -> Perceptual:
+    """The perceptual loss of the recipes, calibrated on (N, 3, H, W) HR crops in [0, 1]."""
     return Perceptual(vgg.load(features, list(PERCEPTUAL_TAPS)), PERCEPTUAL_TAPS, images)

@@ -1,0 +1,137 @@
+"""Minutes in place of steps, and this machine's fastest engine: both by a short measurement."""
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from srlab.errors import SrlabError
+from srlab.training.engine import ENGINES, Engine
+
+PLAN = "plan.json"
+WARM_UP, MEASURED = 10, 10  # steps; the first ones set up what later ones find ready
+# A compiler takes half a minute before it gains anything.
+WORTH_COMPILING = 300.0  # seconds of training
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run goes about it; kept in its folder, so that going on keeps to it.
+
+    Attributes:
+        engine: a name in :data:`srlab.training.engine.ENGINES`.
+        steps: of the whole run.
+        seconds_per_step: as measured; 0 if nothing was.
+    """
+
+    engine: str
+    steps: int
+    seconds_per_step: float = 0.0
+
+
+# Trains so many steps with this precision and engine in this folder, and calls on_step after each.
+Trial = Callable[[str, Engine, int, Path, Callable[[int, Any], None]], Any]
+
+
+def make(
+    folder: Path,
+    trial: Trial,
+    device: torch.device,
+    *,
+    engine: str = "auto",
+    steps: int | None = None,
+    minutes: float | None = None,
+) -> Plan:
+    """The plan that the folder holds already, or a new one.
+
+    A few steps with each engine tell which is the fastest; the compiled ones are tried if the run
+    is long enough to pay for the compiler. What is left of the minutes after measuring is divided
+    by the time of a step.
+
+    Args:
+        folder: of the run. The plan is kept there as ``plan.json``.
+        engine: a name, or ``"auto"`` to measure.
+        steps, minutes: one of the two; the other is None.
+
+    Raises:
+        SrlabError: an unknown engine, no positive budget, or no engine works.
+    """
+    begin = time.perf_counter()
+    if engine != "auto" and engine not in ENGINES:
+        raise SrlabError(f"--engine must be auto or one of {', '.join(ENGINES)}, got {engine!r}.")
+    if minutes is not None and not minutes > 0:
+        raise SrlabError(f"--minutes must be positive, got {minutes}.")
+    if found := read(folder):
+        return found
+    chosen, seconds = engine, 0.0
+    if engine == "auto" and minutes is None and steps is not None and steps < 200:
+        chosen = "fp32"  # over before it is measured
+    elif engine == "auto" or minutes is not None:
+        chosen, seconds = _fastest(trial, device, engine, steps, minutes)
+    if minutes is not None:
+        left = 60 * minutes - (time.perf_counter() - begin)
+        steps = max(int(0.97 * left / seconds), 1)  # 3 % for validation and checkpoints
+    plan = Plan(chosen, int(steps or 0), seconds)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PLAN).write_text(json.dumps(plan.__dict__, indent=2) + "\n")
+    return plan
+
+
+def read(folder: Path) -> Plan | None:
+    """The plan in a run's folder; None if there is none that can be read."""
+    try:
+        return Plan(**json.loads((folder / PLAN).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _fastest(
+    trial: Trial,
+    device: torch.device,
+    engine: str,
+    steps: int | None,
+    minutes: float | None,
+) -> tuple[str, float]:
+    """The fastest engine and its seconds a step, measured one after the other."""
+    names = [engine] if engine != "auto" else [n for n, e in ENGINES.items() if e.suits(device)]
+    found: dict[str, float] = {}
+    problem = ""
+    for name in names:
+        choice = ENGINES[name]
+        if found and choice.engine.compile != "off":
+            best = min(found.values())
+            seconds = 60 * minutes if minutes is not None else best * (steps or 0)
+            if seconds < WORTH_COMPILING:
+                continue
+        try:
+            found[name] = _seconds_per_step(trial, choice.precision, choice.engine)
+        except Exception as error:  # what a machine cannot do is left out
+            problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+        finally:
+            torch.compiler.reset()
+    if not found:
+        raise SrlabError(f"no engine works here: {problem}")
+    best = min(found, key=lambda name: found[name])
+    listed = ", ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in found.items())
+    print(f"engine {best} (ms a step: {listed})", flush=True)
+    return best, found[best]
+
+
+def _seconds_per_step(trial: Trial, precision: str, engine: Engine) -> float:
+    marks: list[float] = []
+
+    def on_step(step: int, _: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        marks.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        trial(precision, engine, WARM_UP + MEASURED, Path(folder), on_step)
+    return statistics.median(b - a for a, b in pairwise(marks[WARM_UP - 1 :]))
