@@ -10,27 +10,27 @@ import csv
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from srlab.datasets import DATASETS, find, status
 from srlab.errors import SrlabError
 from srlab.evaluation import perceptual
 from srlab.evaluation.scores import measure
-from srlab.losses import Perceptual
 from srlab.models import vgg, zoo
-from srlab.models.critics import Discriminator, VGGCritic
+from srlab.models.critics import Discriminator, NoCritic, VGGCritic
 from srlab.models.generators import WDRN, SRResNet, fold
 from srlab.patches import PatchBank
-from srlab.training import loop
+from srlab.training import recipes
 from srlab.training.config import AdversarialConfig, PretrainConfig
 from srlab.training.engine import default_fabric
 from srlab.training.monitor import TrainingDiverged, read_log
-from srlab.training.recipes import CRITIC_TAP, PERCEPTUAL_TAPS
+from srlab.training.recipes import CRITIC_TAP
+from srlab.training.run import CHECKPOINT
 
 
 @dataclass(frozen=True)
@@ -209,6 +209,8 @@ def build_generator(row: Row, features: int) -> nn.Module:
 
 def build_critic(row: Row, scale: Scale) -> nn.Module:
     """The row's critic. Instance norm in place of batch norm, so that both games can have it."""
+    if row.game == "none":
+        return NoCritic()
     if row.critic == "vgg":
         trunk = vgg.load(scale.vgg, [CRITIC_TAP])
         return VGGCritic(trunk, pixel_branch=True, patch=True, n_features=scale.critic_features)
@@ -244,17 +246,6 @@ def settings(row: Row, scale: Scale) -> PretrainConfig | AdversarialConfig:
     )
 
 
-class _NoCritic(nn.Module):
-    """Takes the critic's place where there is no game, so that one loop trains every row."""
-
-    def __init__(self):
-        super().__init__()
-        self.score = nn.Parameter(torch.zeros(()))
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.score.expand(len(image), 1)
-
-
 class _Lab:
     """What all rows share: pictures, device, judges."""
 
@@ -288,24 +279,20 @@ class _Lab:
         if final.is_file():
             generator = zoo.load(final)
         else:
-            torch.manual_seed(seed)
             bank = self.bank
             bank.generator.manual_seed(seed)
-            options = {"fabric": self.fabric, "progress": False}
-            if row.start is None:
-                result = loop.pretrain(generator, bank, config, folder, **options)
-            else:
-                critic = _NoCritic() if row.game == "none" else build_critic(row, scale)
-                options["validate"] = lambda _: self._quick_psnr(generator)
-                if config.perceptual_weight:
-                    features = vgg.load(scale.vgg, list(PERCEPTUAL_TAPS))
-                    options["perceptual"] = Perceptual(features, PERCEPTUAL_TAPS, self.held_out[1])
-                result = loop.adversarial(generator, critic, bank, config, folder, **options)
+            recipe = recipes.Recipe("", "" if row.start is None else "critic", asdict(config))
+            how: dict[str, Any] = {"features": scale.vgg, "seed": seed, "fabric": self.fabric}
+            if row.start is not None:
+                torch.manual_seed(seed)
+                how["critic"] = build_critic(row, scale)
+                how["validate"] = lambda _: self._quick_psnr(generator)
+            result = recipes.train(recipe, bank, folder, generator=generator, progress=False, **how)
             if result.step < config.steps:  # Ctrl-C, and the loop has saved
                 raise KeyboardInterrupt
             generator = result.generator.cpu()
             zoo.save(generator, final)
-            (folder / loop.CHECKPOINT).unlink(missing_ok=True)
+            (folder / CHECKPOINT).unlink(missing_ok=True)
         return generator, told | _told_by_log(folder / "log.csv", row)
 
     @torch.no_grad()

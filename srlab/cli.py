@@ -294,24 +294,9 @@ def export(
 
     The figures are those of the file itself, read back, on every benchmark set at hand.
     """
-    import shutil
+    from srlab.training.release import export as write
 
-    from srlab.datasets import find, status
-    from srlab.evaluation import protocol
-    from srlab.models import released, zoo
-    from srlab.training.state import load_checkpoint
-
-    _, info = load_checkpoint(run / "checkpoint.safetensors")
-    notes = {"trained_on": trained_on, "steps": info["step"], "config": info["config"]}
-    zoo.save(zoo.load(run), file, half=half, notes=notes)
-    generator = zoo.load(file)
-    for name in ("set5", "set14", "bsd100", "urban100"):
-        if status(name)[0]:
-            mean = protocol.mean(protocol.evaluate(generator, find(name), progress=True))
-            notes[name] = f"{mean.psnr:.2f} / {mean.ssim:.4f}"
-    zoo.save(generator, file, half=half, notes=notes)
-    shutil.copyfile(run / "log.csv", file.with_suffix(".csv"))
-    released.record(file)
+    notes = write(run, file, trained_on=trained_on, half=half, progress=True)
     print(f"wrote {file} ({file.stat().st_size / 1e6:.2f} MB) and its log: {notes}")
 
 

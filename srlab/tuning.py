@@ -30,8 +30,8 @@ from srlab.losses import Perceptual
 from srlab.models import vgg
 from srlab.models.critics import Discriminator, VGGCritic
 from srlab.patches import PatchBank
-from srlab.training import loop
 from srlab.training.config import AdversarialConfig
+from srlab.training.game import adversarial
 from srlab.training.monitor import TrainingDiverged
 
 if TYPE_CHECKING:
@@ -145,9 +145,7 @@ def play(
             scores.update(judge(average))
             report(step, dict(scores))
 
-    loop.adversarial(
-        deepcopy(generator), critic, bank, config, folder, on_step=on_step, progress=False
-    )
+    adversarial(deepcopy(generator), critic, bank, config, folder, on_step=on_step, progress=False)
     return scores
 
 

@@ -45,7 +45,8 @@ from srlab.models import zoo
 from srlab.models.generators import SRResNet
 from srlab.patches import PatchBank
 from srlab.training.config import PretrainConfig
-from srlab.training.loop import default_fabric, pretrain
+from srlab.training.engine import default_fabric
+from srlab.training.pretrain import pretrain
 from srlab.viz import widgets
 
 torch.set_num_threads(1)

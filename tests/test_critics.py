@@ -9,7 +9,7 @@ from srlab import losses
 from srlab.models.critics import Discriminator, VGGCritic
 from srlab.models.vgg import Features
 from srlab.training.config import AdversarialConfig
-from srlab.training.loop import check_critic
+from srlab.training.rules import check_critic
 
 
 def trunk(taps=("relu2_2",)):

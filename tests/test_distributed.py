@@ -19,10 +19,13 @@ from torch.testing import assert_close
 from srlab.models.critics import Discriminator
 from srlab.models.generators import WDRN, SRResNet
 from srlab.patches import PatchBank
-from srlab.training import engine, faults, loop
+from srlab.training import engine, faults, run
 from srlab.training.config import AdversarialConfig, PretrainConfig
+from srlab.training.game import adversarial
 from srlab.training.monitor import read_log
-from srlab.training.state import load_checkpoint
+from srlab.training.pretrain import pretrain
+from srlab.training.run import CHECKPOINT
+from srlab.training.state import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or sys.platform == "win32", reason="needs gloo"
@@ -60,11 +63,11 @@ def settings(batch_size, **more):
     return PretrainConfig(batch_size=batch_size, **small | more)
 
 
-def pretrain(folder, batch_size, bank, kind=SRResNet, on_step=None, **more):
+def train(folder, batch_size, bank, kind=SRResNet, on_step=None, **more):
     torch.manual_seed(1)
     network = kind(n_blocks=1, n_features=8)
     options = {"fabric": fabric(), "on_step": on_step, "progress": False}
-    return loop.pretrain(network, bank, settings(batch_size, **more), folder, **options)
+    return pretrain(network, bank, settings(batch_size, **more), folder, **options)
 
 
 def fabric(made=[]):  # noqa: B006
@@ -81,26 +84,26 @@ def play(folder):
         steps=4, batch_size=4, patch_size=8, critic_steps=2, adversarial="relativistic",
         log_every=2, validate_every=0, generator_lr=1e-3,
     )  # fmt: skip
-    loop.adversarial(g, c, make_bank(), config, folder, fabric=fabric(), progress=False)
+    adversarial(g, c, make_bank(), config, folder, fabric=fabric(), progress=False)
     return g, c
 
 
 def work(out):
     """What both processes do."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    pretrain(out / "halves", 8, Shared(rank, world), WDRN, steps=20, log_every=1)
-    pretrain(out / "own", 8, make_bank())
+    train(out / "halves", 8, Shared(rank, world), WDRN, steps=20, log_every=1)
+    train(out / "own", 8, make_bank())
 
     stop = {"on_step": lambda step, _: step == 25}
-    result = pretrain(out / "stopped", 8, make_bank(), **stop)
+    result = train(out / "stopped", 8, make_bank(), **stop)
     assert result.step == 30  # the processes agree when a row is due
-    pretrain(out / "to one", 8, make_bank(), **stop)
-    pretrain(out / "stopped", 8, make_bank())
+    train(out / "to one", 8, make_bank(), **stop)
+    train(out / "stopped", 8, make_bank())
 
     g, c = play(out / "game")
     weights = torch.cat([p.detach().flatten() for m in (g, c) for p in m.parameters()])
     assert torch.equal(*fabric().all_gather(weights))
-    pretrain(out / "from one", 8, make_bank())
+    train(out / "from one", 8, make_bank())
 
 
 def die(out):
@@ -110,11 +113,11 @@ def die(out):
         if step == 25 and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    pretrain(out / "killed", 8, make_bank(), on_step=on_step, checkpoint_every=20)
+    train(out / "killed", 8, make_bank(), on_step=on_step, checkpoint_every=20)
 
 
 def environment(**more):
-    root = str(Path(loop.__file__).parents[2])
+    root = str(Path(run.__file__).parents[2])
     return os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"} | more
 
 
@@ -143,13 +146,13 @@ def two_processes(*arguments):
 def out(tmp_path_factory):
     """The folder of all runs; one of them is begun by a single process and finished by two."""
     folder = tmp_path_factory.mktemp("runs")
-    stopped = pretrain(folder / "from one", 16, make_bank(), on_step=lambda step, _: step == 30)
+    stopped = train(folder / "from one", 16, make_bank(), on_step=lambda step, _: step == 30)
     assert stopped.step == 30
     # As two processes count, each had half of the batch.
-    file = folder / "from one" / loop.CHECKPOINT
+    file = folder / "from one" / CHECKPOINT
     state, info = load_checkpoint(file)
     info["config"]["batch_size"] = 8
-    loop.save_checkpoint(file, state, info)
+    save_checkpoint(file, state, info)
     codes, told = two_processes("work", folder)
     assert codes == [0, 0], told
     return folder
@@ -167,7 +170,7 @@ def test_half_a_batch_each_is_the_whole_batch(out, tmp_path):
     Adam divides by the gradient's size, so that rounding (1e-7) of vanishing gradients can move a
     weight by up to its learning rate; over 20 steps that stays far below a thousandth of the loss.
     """
-    pretrain(tmp_path, 16, Shared(0, 1), WDRN, steps=20, log_every=1)
+    train(tmp_path, 16, Shared(0, 1), WDRN, steps=20, log_every=1)
     together, alone = losses(out / "halves"), losses(tmp_path)
     assert len(alone) == 20
     assert alone[-1] < 0.7 * alone[0]
@@ -183,7 +186,7 @@ def test_the_loss_of_two_at_batch_8_is_that_of_one_at_batch_16(out, tmp_path):
     """
     runs = []
     for seed in range(6):
-        pretrain(tmp_path / str(seed), 16, make_bank(seed))
+        train(tmp_path / str(seed), 16, make_bank(seed))
         runs.append(losses(tmp_path / str(seed)))
     for two, *one in zip(losses(out / "own"), *runs, strict=True):
         mean = statistics.mean(one)
@@ -193,27 +196,27 @@ def test_the_loss_of_two_at_batch_8_is_that_of_one_at_batch_16(out, tmp_path):
 
 
 def test_each_process_draws_its_own_crops(out):
-    state, _ = load_checkpoint(out / "own" / loop.CHECKPOINT)
+    state, _ = load_checkpoint(out / "own" / CHECKPOINT)
     first, second = state["bank"], *state["banks"]
     assert not torch.equal(first["random"], second["random"])
 
 
 def test_two_processes_resume_exactly(out):
-    a, b = (load_file(out / name / loop.CHECKPOINT) for name in ("own", "stopped"))
+    a, b = (load_file(out / name / CHECKPOINT) for name in ("own", "stopped"))
     assert_close(a, b, rtol=0, atol=0)
     logs = [(out / name / "log.csv").read_bytes() for name in ("own", "stopped")]
     assert logs[0] == logs[1]
 
 
 def test_a_run_goes_on_with_another_number_of_processes(out, capsys):
-    assert load_checkpoint(out / "to one" / loop.CHECKPOINT)[1]["step"] == 30
-    result = pretrain(out / "to one", 8, make_bank())
+    assert load_checkpoint(out / "to one" / CHECKPOINT)[1]["step"] == 30
+    result = train(out / "to one", 8, make_bank())
     assert result.step == STEPS
     for name in ("to one", "from one"):
         values = losses(out / name)
         assert len(values) == STEPS // 10
         assert max(values[3:]) < 0.6 * values[0]
-        assert len(load_checkpoint(out / name / loop.CHECKPOINT)[0]["banks"]) == (
+        assert len(load_checkpoint(out / name / CHECKPOINT)[0]["banks"]) == (
             1 if name == "from one" else 0
         )
 
@@ -224,7 +227,7 @@ def test_a_killed_process_ends_the_others_with_a_message(tmp_path):
     assert "srlab: another process of this run has ended, and so does rank 0" in told[0]
     assert str(tmp_path / "killed") in told[0]
     assert "Traceback" not in told[0]
-    assert load_checkpoint(tmp_path / "killed" / loop.CHECKPOINT)[1]["step"] == 20
+    assert load_checkpoint(tmp_path / "killed" / CHECKPOINT)[1]["step"] == 20
 
 
 def test_the_command_under_torchrun(tmp_path):

@@ -7,10 +7,10 @@ from torch.testing import assert_close
 from srlab.errors import SrlabError
 from srlab.models.generators import SRResNet
 from srlab.patches import PatchBank
-from srlab.training import loop
 from srlab.training.config import PretrainConfig
 from srlab.training.engine import Engine, default_fabric
 from srlab.training.monitor import read_log
+from srlab.training.pretrain import pretrain
 
 PLAIN = Engine(channels_last=False, polyphase=False, fused=False)
 
@@ -29,7 +29,7 @@ def train(folder, engine, kind=SRResNet, steps=6):
         steps=steps, batch_size=2, patch_size=8, log_every=1, validate_every=0
     )
     options = {"fabric": default_fabric("cpu"), "progress": False, "engine": engine}
-    result = loop.pretrain(network, bank, settings, folder, **options)
+    result = pretrain(network, bank, settings, folder, **options)
     assert torch.isfinite(result.generator.tail.weight).all()
     return read_log(folder / "log.csv")["loss"][1]
 
@@ -99,5 +99,5 @@ def test_no_step_waits_for_the_gpu(tmp_path, mode):
 
     settings = PretrainConfig(steps=40, batch_size=4, log_every=20, validate_every=0)
     options = {"progress": False, "engine": Engine(compile=mode), "on_step": on_step}
-    result = loop.pretrain(network, bank, settings, tmp_path, **options)
+    result = pretrain(network, bank, settings, tmp_path, **options)
     assert result.step == 40

@@ -6,10 +6,11 @@ import torch
 from srlab.models.critics import Discriminator
 from srlab.models.generators import SRResNet
 from srlab.patches import PatchBank
-from srlab.training import loop
 from srlab.training.config import AdversarialConfig, PretrainConfig
 from srlab.training.engine import default_fabric
 from srlab.training.faults import OutOfMemory
+from srlab.training.game import adversarial
+from srlab.training.pretrain import pretrain
 
 
 class Tight(SRResNet):
@@ -34,8 +35,8 @@ def train(folder, batch_size, game=False, room=5):
     if game:
         critic = Discriminator(patch_size=16, n_features=8)
         settings = AdversarialConfig(**common)
-        return loop.adversarial(generator, critic, bank, settings, folder, **options)
-    return loop.pretrain(generator, bank, PretrainConfig(**common), folder, **options)
+        return adversarial(generator, critic, bank, settings, folder, **options)
+    return pretrain(generator, bank, PretrainConfig(**common), folder, **options)
 
 
 @pytest.mark.parametrize("game", [False, True])
@@ -63,4 +64,4 @@ def test_another_runtime_error_is_left_alone(tmp_path):
     settings = PretrainConfig(steps=1, batch_size=1, patch_size=4)
     options = {"fabric": default_fabric("cpu"), "progress": False}
     with pytest.raises(RuntimeError, match="only one process"):
-        loop.pretrain(Broken(1, 8), bank, settings, tmp_path, **options)
+        pretrain(Broken(1, 8), bank, settings, tmp_path, **options)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from srlab.degradation import resize
 from srlab.models import zoo
 from srlab.models.blocks import (
     FUSIONS,
@@ -31,10 +32,14 @@ def n_parameters(module):
 
 
 def jittered(network):
-    """As after some training: no bias, slope or statistic of batch norm at its neutral start."""
+    """As after some training: no kernel, bias, slope or statistic at its neutral start."""
     for name, tensor in network.state_dict().items():
         if "running" in name or tensor.ndim == 1:
             tensor.copy_(0.5 + torch.rand_like(tensor))
+        elif tensor.ndim > 1 and not tensor.any():  # the tail of a network that adds to bicubic
+            tensor.ndim > 1 and not tensor.any()
+        ):  # the last convolution of a network that adds to bicubic
+            tensor.copy_(0.1 * torch.randn_like(tensor))
     return network
 
 
@@ -189,7 +194,7 @@ def test_wdrn_has_the_head_and_the_tail_of_srgan():
 
 def test_wdrn_joins_the_outputs_of_all_blocks():
     """Cut off one block's way into the fusion: the picture changes, whichever block it was."""
-    generator = WDRN(n_blocks=3, n_layers=1, n_features=4, growth=2).eval()
+    generator = jittered(WDRN(n_blocks=3, n_layers=1, n_features=4, growth=2)).eval()
     lr = torch.rand(1, 3, 8, 8)
     with torch.no_grad():
         whole = generator(lr)
@@ -235,7 +240,7 @@ def test_folding_changes_the_work_and_not_the_picture(build):
 @pytest.mark.parametrize("make", [SRResNet, WDRN])
 def test_a_polyphase_tail_gives_the_same_picture_and_gradients(make, scale):
     torch.manual_seed(0)
-    generator = make(1, n_features=8, scale=scale).double()
+    generator = jittered(make(1, n_features=8, scale=scale)).double()
     fast = polyphase(generator)
     assert list(fast.parameters()) == list(generator.parameters())  # shared, not copied
     for shape in ((2, 3, 9, 7), (2, 3, 1, 5)):  # also where the kernel hangs over the border
@@ -286,7 +291,7 @@ def test_other_scales_are_refused(network, scale):
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_receptive_radius_is_how_far_gradients_reach(scale):
-    for generator in generators(scale):
+    for generator in map(jittered, generators(scale)):
         generator.double().eval()
         radius = generator.receptive_radius
         middle = radius + 1  # so that one pixel lies beyond the radius on each side
@@ -315,6 +320,30 @@ def test_srresnet_starts_without_a_checkerboard(scale):
     inside = sr[..., border:-border, border:-border]
     assert inside.shape[-1] == 3 * scale
     assert_close(inside, inside[..., :1, :1].expand_as(inside))
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+@pytest.mark.parametrize("make", [SRResNet, WDRN])
+def test_a_fresh_network_is_bicubic(make, scale):
+    for size in ((1, 1), (2, 5), (9, 12)):  # also where every neighbour is mirrored
+        lr = torch.rand(2, 3, *size)
+        for training in (True, False):
+            network = make(1, n_features=8, scale=scale).train(training)
+            assert_close(network(lr), resize(lr, scale), rtol=0, atol=1e-6)
+            with torch.autocast("cpu", torch.bfloat16):  # 32 bits all the same
+                assert_close(network(lr), resize(lr, scale), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [SRResNet, WDRN])
+def test_without_the_skip_a_network_has_to_learn_the_whole_picture(make):
+    """What is added is bicubic(LR), no more and no less: with the same weights."""
+    network = jittered(make(1, n_features=8)).eval()
+    bare = make(1, n_features=8, bicubic_skip=False).eval()
+    bare.load_state_dict(network.state_dict())  # no entry of the file belongs to the skip
+    lr = torch.rand(1, 3, 7, 6)
+    assert_close(network(lr) - bare(lr), resize(lr, 4), rtol=0, atol=1e-5)
+    fresh = make(1, n_features=8, bicubic_skip=False)
+    assert fresh.tail.weight.any()  # at zero it would stay black for long
 
 
 def test_in_evaluation_images_of_a_batch_do_not_mix():

@@ -99,6 +99,41 @@ def test_every_position_of_every_image_is_equally_likely():
     assert deviation < degrees + 4 * (2 * degrees) ** 0.5
 
 
+def test_crops_by_detail_are_drawn_as_often_as_the_exponent_says():
+    """Left half smooth, right half noise: how often a crop lies on the right is a closed form."""
+    random = torch.Generator().manual_seed(0)
+    image = torch.full((3, 256, 512), 128, dtype=torch.uint8)
+    # Two strengths of noise, in cells far from the borders between them.
+    strong = torch.randint(64, 192, (3, 256, 256), generator=random, dtype=torch.uint8)
+    image[:, :, 256:] = strong
+    image[:, :, :256] = 128 + (strong.int() - 128).div(4, rounding_mode="floor")
+    for exponent in (0.5, 1.0):
+        bank = PatchBank([image], detail=exponent)
+        places = torch.cat([bank._positions(1000, 1)[2] for _ in range(20)])
+        # Errors are 1 : 16 (rounding aside), so the halves are drawn as 1 : 16 ** exponent.
+        share = float((places >= 64).float().mean())
+        assert share == pytest.approx(16**exponent / (1 + 16**exponent), abs=0.02)
+
+
+def test_crops_by_detail_stay_inside_and_the_seed_decides(files):
+    banks = [PatchBank.from_files(files[0], seed=5, detail=0.5) for _ in range(2)]
+    smallest = int(banks[0].boxes[:, 2:].min())
+    for size in (1, smallest):
+        image, y, x = banks[0]._positions(500, size)
+        height, width = banks[0].boxes[image, 2:].unbind(1)
+        assert ((y >= 0) & (y <= height - size) & (x >= 0) & (x <= width - size)).all()
+        assert all(map(torch.equal, (image, y, x), banks[1]._positions(500, size)))
+    state = banks[0].state_dict()
+    first = banks[0].batch(4, smallest)
+    banks[0].load_state_dict(state)
+    assert all(map(torch.equal, first, banks[0].batch(4, smallest)))
+
+
+def test_a_negative_exponent_is_refused():
+    with pytest.raises(SrlabError, match="detail must be 0 or a positive exponent, got -1"):
+        PatchBank([torch.zeros(3, 64, 64, dtype=torch.uint8)], detail=-1.0)
+
+
 def test_without_augmentation_landscape_crops_keep_their_orientation():
     images = maps(SIZES[:1])
     _, hr = bank_of(images).batch(20, 6, augment=False)

@@ -150,7 +150,7 @@ def test_a_saved_figure_is_the_one_shown(tmp_path, noise):
 
 def test_the_package_imports_neither_matplotlib_nor_ipywidgets():
     code = (
-        "import sys, srlab, srlab.models, srlab.models.generators, srlab.training.loop\n"
+        "import sys, srlab, srlab.models, srlab.models.generators, srlab.training.recipes\n"
         "print({'matplotlib', 'ipywidgets', 'IPython'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=CLONE, capture_output=True, text=True)

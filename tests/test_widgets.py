@@ -24,8 +24,10 @@ from srlab.models.critics import Discriminator
 from srlab.models.generators import SRResNet
 from srlab.patches import PatchBank
 from srlab.training.config import AdversarialConfig, PretrainConfig
-from srlab.training.loop import adversarial, default_fabric, pretrain
+from srlab.training.engine import default_fabric
+from srlab.training.game import adversarial
 from srlab.training.monitor import TrainingDiverged, read_log
+from srlab.training.pretrain import pretrain
 from srlab.viz import widgets
 from srlab.viz.card import Card
 from srlab.viz.explorers import shrink

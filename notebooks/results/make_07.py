@@ -24,9 +24,9 @@ import torch
 from srlab.datasets import find
 from srlab.models.generators import WDRN
 from srlab.patches import PatchBank
-from srlab.training import loop
 from srlab.training.config import PretrainConfig
 from srlab.training.monitor import TrainingDiverged
+from srlab.training.pretrain import pretrain
 from srlab.tuning import Judge, play, suggest
 
 HERE = Path(__file__).parent
@@ -72,7 +72,7 @@ def main(names):
         steps=300, batch_size=8, patch_size=12, lr=2e-3, log_every=50, validate_every=0
     )
     with tempfile.TemporaryDirectory() as folder:
-        start = loop.pretrain(generator, bank, first, folder, progress=False).generator
+        start = pretrain(generator, bank, first, folder, progress=False).generator
     print("start", judge(start), flush=True)
     for name in names:
         plan = list({"norms": norms, "rates": rates, "sample": sample}[name]())

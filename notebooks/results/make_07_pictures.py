@@ -1,7 +1,7 @@
 """Measure 07_pictures.csv, beside this file: what limits a training, its pictures or its steps?
 
     OMP_NUM_THREADS=1 python notebooks/results/make_07_pictures.py \\
-        --data bsds400 --data FOLDER_OF_PHOTOS@2
+        --data bsds400 --data wallpapers@2
 
 An hour on one CPU core. Each row is a training of WDRN from scratch, with all pictures or a random
 part of them (another for each seed), and the mean PSNR (dB, luma) of the averaged generator on the
@@ -17,14 +17,13 @@ from pathlib import Path
 
 import torch
 
-from srlab.cli import _training_files
-from srlab.datasets import DATASETS, find, status
+from srlab.datasets import DATASETS, find, status, training_files
 from srlab.evaluation import protocol
 from srlab.models.generators import WDRN
 from srlab.patches import PatchBank
-from srlab.training import loop
 from srlab.training.config import PretrainConfig
 from srlab.training.engine import Engine, default_fabric
+from srlab.training.pretrain import pretrain
 
 FILE = Path(__file__).with_name("07_pictures.csv")
 PICTURES = (5, 50, None)  # None: all
@@ -38,7 +37,7 @@ def main():
     parser.add_argument("--seed", type=int, action="append", help="default: 0, 1 and 2")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    files, shrink = _training_files(options.data)
+    files, shrink = training_files(options.data)
     sets = [name for name in SETS if status(name)[1] >= DATASETS[name].needed]
     if not FILE.exists():
         FILE.write_text(",".join(["seed", "pictures", "steps", *sets]) + "\n")
@@ -74,11 +73,11 @@ def train(bank, seed, steps, sets):
         checkpoint_every=0,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        generator = loop.pretrain(
+        generator = pretrain(
             WDRN(), bank, config, folder, fabric=default_fabric("cpu", "bf16-mixed"),
             engine=Engine(compile="default"), progress=False,
         ).generator  # fmt: skip
-    scores = [protocol.mean(protocol.evaluate(generator, find(name))).psnr for name in sets]
+    scores = [protocol.mean_psnr(generator, find(name)) for name in sets]
     return [round(score, 3) for score in scores]
 
 

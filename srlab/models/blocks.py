@@ -207,7 +207,7 @@ class BicubicSkip(nn.Module):
     Args:
         scale: HR size / LR size.
 
-    Shape: (N, C, H, W) -> (N, C, H * scale, W * scale), H and W at least 2. Not clamped.
+    Shape: (N, C, H, W) -> (N, C, H * scale, W * scale), not clamped.
     """
 
     def __init__(self, scale: int = 4):
@@ -230,5 +230,6 @@ class BicubicSkip(nn.Module):
 
 def _mirror(x: Tensor, axis: int) -> Tensor:
     """Two pixels more at both ends of an axis, mirrored with the edge pixel included."""
-    first, last = x.narrow(axis, 0, 2).flip(axis), x.narrow(axis, x.shape[axis] - 2, 2).flip(axis)
-    return torch.cat([first, x, last], axis)
+    size = x.shape[axis]
+    index = torch.arange(-2, size + 2, device=x.device) % (2 * size)
+    return x.index_select(axis, torch.where(index < size, index, 2 * size - 1 - index))

@@ -172,6 +172,8 @@ class MovingAverage:
 
     def __init__(self, network: nn.Module, decay: float):
         self.module = deepcopy(network).eval().requires_grad_(False)
+        if any(p.dtype.itemsize < 4 for p in network.parameters()):
+            self.module.float()  # an average of half-precision weights is worth more bits
         self.decay = decay
         self.updates = 0
 
@@ -180,8 +182,8 @@ class MovingAverage:
         """Take one step towards the network's present weights."""
         pairs = list(zip(_tensors(self.module), _tensors(network), strict=True))
         real = [(mine, theirs) for mine, theirs in pairs if mine.is_floating_point()]
-        rate = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        # A fabric of true half or double precision has turned the weights, but not the averages.
+        n = self.updates
+        rate = 1 - min(self.decay, (1 + n) / (10 + n)) if n else 1.0  # the first is a copy
         averages = [mine for mine, _ in real]
         torch._foreach_lerp_(averages, [theirs.to(mine.dtype) for mine, theirs in real], rate)
         for mine, theirs in pairs:

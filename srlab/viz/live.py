@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from srlab.errors import SrlabError
 from srlab.evaluation.upscale import upscale
 from srlab.images import read_image, write_image
+from srlab.training import rules
 from srlab.training.config import AdversarialConfig, PretrainConfig
-from srlab.training.loop import Result, game_metrics
 from srlab.training.monitor import read_log
+from srlab.training.run import Result
 from srlab.viz.card import Card, beside, choice, controls, data_uri, img, note, png, tile
 from srlab.viz.figures import Figure, curves, picture
 
@@ -69,7 +70,7 @@ class TrainingPanel(Card):
         )
         self.button.on_click(self._stop)
         game = isinstance(config, AdversarialConfig)
-        names = game_metrics(config) if game else ["loss", "val_psnr"]
+        names = rules.columns(config) if game else ["loss", "val_psnr"]
         self.curve = choice("curve", names, names[0], "which column of the log is drawn")
         self.curve.observe(self._draw, "value")
         self.status = ipywidgets.HTML("not started")
@@ -86,7 +87,8 @@ class TrainingPanel(Card):
         """Show the panel, train, and return what the training function returns.
 
         Args:
-            train: :func:`srlab.training.loop.pretrain` or ``adversarial``.
+            train: :func:`~srlab.training.pretrain.pretrain` or
+                :func:`~srlab.training.game.adversarial`.
             parts: its arguments before the configuration: networks and bank.
             options: more of its arguments, by name.
 

@@ -1,0 +1,57 @@
+"""A finished run becomes a weight file with its card's figures and its log."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from srlab.datasets import find, status
+from srlab.evaluation import protocol
+from srlab.models import released, zoo
+from srlab.training.run import CHECKPOINT
+from srlab.training.state import load_checkpoint
+
+BENCHMARKS = ("set5", "set14", "bsd100", "urban100")
+
+
+def export(
+    run: Path,
+    file: Path,
+    *,
+    trained_on: str = "",
+    half: bool = True,
+    benchmarks: tuple[str, ...] = BENCHMARKS,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Write the moving average of a run's generator, and its log beside it as CSV.
+
+    Args:
+        run: folder of a training.
+        file: ``.safetensors`` to write; if it lies among the released ones, its checksum is listed.
+        trained_on: what the file says of the data.
+        half: store half-precision floats.
+        benchmarks: sets to score; those that are not at hand are left out.
+
+    Returns:
+        What the file tells of itself: steps, configuration, and the figures ("PSNR / SSIM") by
+        name of the set, measured on the file as it was written.
+
+    Raises:
+        CheckpointError: the folder holds no complete run.
+    """
+    _, info = load_checkpoint(run / CHECKPOINT)
+    notes = {"trained_on": trained_on, "steps": info["step"], "config": info["config"]}
+    zoo.save(zoo.load(run), file, half=half, notes=notes)
+    released.record(file)  # only listed files load
+    generator = zoo.load(file)
+    for name in benchmarks:
+        if status(name)[0]:
+            scores = protocol.evaluate(generator, find(name), device=device, progress=progress)
+            mean = protocol.mean(scores)
+            notes[name] = f"{mean.psnr:.2f} / {mean.ssim:.4f}"
+    zoo.save(generator.cpu(), file, half=half, notes=notes)
+    shutil.copyfile(run / "log.csv", file.with_suffix(".csv"))
+    released.record(file)
+    return notes
