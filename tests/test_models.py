@@ -36,9 +36,7 @@ def jittered(network):
     for name, tensor in network.state_dict().items():
         if "running" in name or tensor.ndim == 1:
             tensor.copy_(0.5 + torch.rand_like(tensor))
-        elif tensor.ndim > 1 and not tensor.any():  # the tail of a network that adds to bicubic
-            tensor.ndim > 1 and not tensor.any()
-        ):  # the last convolution of a network that adds to bicubic
+        elif tensor.ndim > 1 and not tensor.any():  # the tail, which began by adding nothing
             tensor.copy_(0.1 * torch.randn_like(tensor))
     return network
 
