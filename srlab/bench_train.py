@@ -203,6 +203,8 @@ class _Job:
             "steps": steps, "batch_size": batch_size, "patch_size": patch_size, "log_every": 1000,
             "validate_every": 0, "checkpoint_every": 0,
         }  # fmt: skip
+        if not self.game:
+            settings["optimizer"] = "adam"  # so that the arithmetic counted is the network's
         with tempfile.TemporaryDirectory() as folder:
             recipes.train(
                 "wdrn-vgg-wgan" if self.game else self.model,

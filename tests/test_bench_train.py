@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from srlab import bench_train
 from srlab.bench_train import FlopCounter, _Job, run_bench_train
 from srlab.models import zoo
-from srlab.training.engine import Engine
+from srlab.training.engine import Choice, Engine
 
 CPU = torch.device("cpu")
 
@@ -48,7 +48,9 @@ def test_the_game_counts_more_than_its_generator():
 
 
 def test_the_report(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(bench_train.VARIANTS, "+ torch.compile", ("no such precision", Engine()))
+    monkeypatch.setitem(
+        bench_train.VARIANTS, "+ torch.compile", Choice("no such precision", Engine())
+    )
     out = tmp_path / "bench" / "train.json"
     report = run_bench_train(
         out, quick=True, model="srresnet", patch_size=8, peak_tflops=2.0, device="cpu"

@@ -65,7 +65,7 @@ def settings(batch_size, **more):
 
 def train(folder, batch_size, bank, kind=SRResNet, on_step=None, **more):
     torch.manual_seed(1)
-    network = kind(n_blocks=1, n_features=8)
+    network = kind(n_blocks=1, n_features=8, bicubic_skip=False)  # more to learn
     options = {"fabric": fabric(), "on_step": on_step, "progress": False}
     return pretrain(network, bank, settings(batch_size, **more), folder, **options)
 

@@ -61,7 +61,6 @@ def test_it_stops_in_time_goes_on_and_finishes(script, call, capsys):
         assert zoo.read_notes(file)["trained_on"] == "photos"
         assert file.with_suffix(".csv").is_file()
         assert zoo.load(file).scale == 4
-        assert entry["valid_psnr"] == pytest.approx(entry["bicubic_psnr"], abs=0.5)
         _, info = load_checkpoint(call.out / name / "checkpoint.safetensors")
         assert info["step"] == 2
 

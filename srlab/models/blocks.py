@@ -231,5 +231,7 @@ class BicubicSkip(nn.Module):
 def _mirror(x: Tensor, axis: int) -> Tensor:
     """Two pixels more at both ends of an axis, mirrored with the edge pixel included."""
     size = x.shape[axis]
-    index = torch.arange(-2, size + 2, device=x.device) % (2 * size)
-    return x.index_select(axis, torch.where(index < size, index, 2 * size - 1 - index))
+    index = torch.arange(-2, size + 2, device=x.device)
+    index = torch.where(index < 0, -1 - index, index)
+    index = torch.where(index < size, index, 2 * size - 1 - index)
+    return x.index_select(axis, index.clamp(min=0))  # one pixel alone is all its neighbours

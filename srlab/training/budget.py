@@ -5,7 +5,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 
 from srlab.errors import SrlabError
 from srlab.training.engine import ENGINES, Engine
+from srlab.training.state import writing
 
 PLAN = "plan.json"
 WARM_UP, MEASURED = 10, 10  # steps; the first ones set up what later ones find ready
@@ -62,6 +63,7 @@ def make(
 
     Raises:
         SrlabError: an unknown engine, no positive budget, or no engine works.
+        CheckpointError: the folder cannot be written to.
     """
     begin = time.perf_counter()
     if engine != "auto" and engine not in ENGINES:
@@ -79,8 +81,9 @@ def make(
         left = 60 * minutes - (time.perf_counter() - begin)
         steps = max(int(0.97 * left / seconds), 1)  # 3 % for validation and checkpoints
     plan = Plan(chosen, int(steps or 0), seconds)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / PLAN).write_text(json.dumps(plan.__dict__, indent=2) + "\n")
+    with writing(folder / PLAN):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / PLAN).write_text(json.dumps(asdict(plan), indent=2) + "\n")
     return plan
 
 
