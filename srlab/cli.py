@@ -43,7 +43,7 @@ def datasets() -> None:
 def fetch(
     name: Annotated[
         str,
-        typer.Argument(help="A set's name (`srlab datasets`), vgg16, vgg19 or lpips-squeeze."),
+        typer.Argument(help="A set's name (`srlab datasets`), vgg16, vgg19 or lpips-alex."),
     ],
     into: Annotated[Path | None, typer.Option(help="Folder to put it in; default: data/.")] = None,
 ) -> None:
