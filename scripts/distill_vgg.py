@@ -44,7 +44,7 @@ TAPS = {
     "relu4_4": "relu4_3",
     "relu5_4": "relu5_3",
 }
-LR_SIZE = 32  # crops of 128 x 128
+LR_SIZE = 24  # crops of 96 x 96
 GRID = 4  # distances are compared on squares of a sixteenth of the crop, too
 SPOILERS = ("srresnet", "wdrn", "srgan", "wdrn-vgg-wgan")
 
@@ -192,9 +192,7 @@ def main() -> None:
     else:
         names = [f"{kind}_{tap}" for kind in ("unexplained", "crop", "square") for tap in TAPS]
         log.write_text(",".join(["step", *names]) + "\n")
-    if options.compile:
-        student.compile()
-        teacher.compile()
+    measured = torch.compile(losses) if options.compile else losses
     begin, total = time.perf_counter(), 0
     for step in range(start + 1, options.steps + 1):
         student.train(step <= options.steps * 2 / 3)
@@ -202,7 +200,7 @@ def main() -> None:
             group["lr"] = options.lr * rate(step - 1)
         lr, hr = bank.batch(options.batch_size, LR_SIZE)
         images = torch.cat([hr, spoil(lr, hr)]).contiguous(memory_format=torch.channels_last)
-        rows = losses(student, teacher, variances, images)
+        rows = measured(student, teacher, variances, images)
         optimizer.zero_grad()
         rows.mean(dim=1).sum().backward()
         nn.utils.clip_grad_norm_(student.parameters(), 5.0)
