@@ -42,19 +42,20 @@ def datasets() -> None:
 @app.command()
 def fetch(
     name: Annotated[
-        str, typer.Argument(help="A set's name (see `srlab datasets`), vgg19, or lpips-squeeze.")
+        str,
+        typer.Argument(help="A set's name (`srlab datasets`), vgg16, vgg19 or lpips-alex."),
     ],
     into: Annotated[Path | None, typer.Option(help="Folder to put it in; default: data/.")] = None,
 ) -> None:
-    """Download an image set, check it and unpack it; or weights of VGG19 or for LPIPS."""
+    """Download an image set, check it and unpack it; or weights of VGG or for LPIPS."""
     from srlab import datasets
 
-    if name == "vgg19":
+    if name in ("vgg16", "vgg19"):
         from srlab.models import vgg
 
         if into:
-            raise SrlabError("vgg19 goes where torch keeps its weights: leave --into out.")
-        print(f"vgg19: {vgg.fetch()}")
+            raise SrlabError(f"{name} goes where torch keeps its weights: leave --into out.")
+        print(f"{name}: {vgg.PRETRAINED[name].fetch()}")
         return
     if name.startswith("lpips-"):
         from srlab.evaluation import perceptual

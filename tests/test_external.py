@@ -274,3 +274,80 @@ def test_protocol_scores_it_like_any_generator(photos, tmp_path):
     ours = load_external(saved(random_network("ESRGAN"), tmp_path / "their.pth"))
     (score,) = protocol.evaluate(ours, [photos / "cat.png"])
     assert 0 < score.psnr < 40
+
+
+def srgan_weights(n_blocks=2, c=8):
+    """In the layout of plain lists of layers; batch norm has run, slopes differ by channel."""
+    from torch.nn import BatchNorm2d, Conv2d, PixelShuffle, PReLU, Sequential
+
+    torch.manual_seed(0)
+    body = lambda: Sequential(  # noqa: E731
+        Conv2d(c, c, 3, 1, 1), BatchNorm2d(c, 1e-3), PReLU(c), Conv2d(c, c, 3, 1, 1),
+        BatchNorm2d(c, 1e-3),
+    )  # fmt: skip
+    parts = {
+        "head": Sequential(Conv2d(3, c, 9, 1, 4), PReLU(c)),
+        **{f"blocks.{i}.body": body() for i in range(n_blocks)},
+        "fuse": Sequential(Conv2d(c, c, 3, 1, 1), BatchNorm2d(c, 1e-3)),
+        "upsample": Sequential(
+            *[layer for _ in range(2) for layer in (Conv2d(c, 4 * c, 3, 1, 1), PixelShuffle(2),
+                                                    PReLU(c))]
+        ),
+        "tail": Conv2d(c, 3, 9, 1, 4),
+    }  # fmt: skip
+    with torch.no_grad():
+        for part in parts.values():
+            for module in part.modules():
+                if isinstance(module, PReLU):
+                    module.weight.uniform_(-0.5, 0.5)
+                elif isinstance(module, BatchNorm2d):
+                    module.running_mean.uniform_(-0.1, 0.1)
+                    module.running_var.uniform_(1e-3, 1e-2)
+            part.eval()
+    weights = {f"{n}.{key}": x for n, part in parts.items() for key, x in part.state_dict().items()}
+    return parts, weights
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_srgans_generator_written_out(suffix, tmp_path, monkeypatch):
+    parts, weights = srgan_weights()
+    file = tmp_path / f"srgan{suffix}"
+    save_file(weights, file) if suffix == ".safetensors" else torch.save(weights, file)
+    monkeypatch.setitem(sys.modules, "spandrel", None)  # it isn't needed
+    ours = zoo.load(file)
+    assert (ours.scale, ours.architecture) == (4, "SRGAN")
+    assert not ours.training
+    lr = image(2, 3, 11, 14)
+    with torch.no_grad():
+        head = parts["head"](lr)
+        x = head
+        for name, part in parts.items():
+            if name.startswith("blocks"):
+                x = x + part(x)
+        wanted = torch.tanh(parts["tail"](parts["upsample"](parts["fuse"](x) + head))) / 2 + 0.5
+    assert_close(ours(lr), wanted, atol=1e-5, rtol=0)
+    assert wanted.std() > 0.02
+
+
+def test_what_only_resembles_srgan_goes_to_spandrel(tmp_path):
+    _, weights = srgan_weights()
+    del weights["fuse.0.bias"]
+    save_file(weights, tmp_path / "almost.safetensors")
+    with pytest.raises(ExternalError, match="no network that spandrel knows"):
+        load_external(tmp_path / "almost.safetensors")
+
+
+PUBLISHED = ("DCTLSA_x4.pt", "CRAFT_x4.pth", "RealESRGAN_x4plus.fp16.safetensors")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_files_load(name):
+    from srlab.datasets import data_folders
+
+    found = [f / "models" / name for f in data_folders() if (f / "models" / name).is_file()]
+    if not found:
+        pytest.skip(f"needs {name}")
+    network = zoo.load(found[0])
+    sr = upscale(network, image(3, 20, 24), None)
+    assert sr.shape == (3, 80, 96)
+    assert sr.isfinite().all()

@@ -1,12 +1,15 @@
-"""srlab.models.vgg against torchvision's VGG19, and against bad files and connections."""
+"""srlab.models.vgg against torchvision's VGG, and against bad files and connections."""
 
 import hashlib
 import json
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+import torchvision
+from safetensors.torch import save_file
 from torch.testing import assert_close
 from torchvision.models import vgg19
 from torchvision.models.vgg import VGG19_Weights
@@ -14,7 +17,7 @@ from torchvision.transforms.functional import normalize
 
 from srlab import download
 from srlab.download import DownloadError
-from srlab.models import vgg
+from srlab.models import pretrained, vgg
 from srlab.models.vgg import FeatureError, Features
 
 
@@ -31,8 +34,13 @@ def hub(tmp_path, monkeypatch, theirs):
     weights = {n: t for n, t in theirs.state_dict().items() if n.startswith("features")}
     torch.save(weights, tmp_path / "published.pth")
     content = (tmp_path / "published.pth").read_bytes()
-    monkeypatch.setattr(vgg, "CHECKSUM", f"sha256:{hashlib.sha256(content).hexdigest()[:8]}")
+    monkeypatch.setenv("SRLAB_DATA", str(tmp_path))
+    pretend(monkeypatch, "vgg19", checksum=f"sha256:{hashlib.sha256(content).hexdigest()[:8]}")
     return content
+
+
+def pretend(monkeypatch, net, **fields):
+    monkeypatch.setitem(vgg.PRETRAINED, net, replace(vgg.PRETRAINED[net], **fields))
 
 
 @pytest.fixture
@@ -55,15 +63,26 @@ def server(hub, monkeypatch):
     monkeypatch.setattr(download, "PAUSES", (0,))
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
-        monkeypatch.setattr(vgg, "URL", f"http://127.0.0.1:{http.server_port}/vgg19-dcbb9e9d.pth")
+        url = f"http://127.0.0.1:{http.server_port}/vgg19-dcbb9e9d.pth"
+        pretend(monkeypatch, "vgg19", url=url)
         yield cuts
         http.shutdown()
 
 
-def test_it_is_torchvisions_file_that_is_asked_for():
-    weights = VGG19_Weights.IMAGENET1K_V1
-    assert weights.url == vgg.URL
-    assert "sha256:" + weights.url.rpartition("-")[2].removesuffix(".pth") == vgg.CHECKSUM
+@pytest.mark.parametrize(
+    ("net", "weights"),
+    [
+        (pretrained.VGG16, torchvision.models.VGG16_Weights),
+        (pretrained.VGG19, torchvision.models.VGG19_Weights),
+        (pretrained.ALEXNET, torchvision.models.AlexNet_Weights),
+        (pretrained.SQUEEZENET, torchvision.models.SqueezeNet1_1_Weights),
+    ],
+)
+def test_it_is_torchvisions_file_that_is_asked_for(net, weights):
+    weights = weights.IMAGENET1K_V1
+    assert weights.url == net.url
+    assert "sha256:" + weights.url.rpartition("-")[2].removesuffix(".pth") == net.checksum
+    assert f"{weights.meta['_file_size']:.0f} MB" == net.size
 
 
 def test_layers_have_the_papers_names_in_torchvisions_order(theirs):
@@ -71,6 +90,47 @@ def test_layers_have_the_papers_names_in_torchvisions_order(theirs):
     assert [kinds[type(layer).__name__] for layer in theirs.features] == [n[:4] for n in vgg.LAYERS]
     # torchvision's own documentation of SRGAN's and ESRGAN's features: the 35th and 36th layer.
     assert (vgg.LAYERS[34], vgg.LAYERS[35]) == ("conv5_4", "relu5_4")
+
+
+def test_vgg16_is_torchvisions_layer_for_layer():
+    torch.manual_seed(0)
+    theirs = torchvision.models.vgg16().eval()
+    kinds = {"Conv2d": "conv", "ReLU": "relu", "MaxPool2d": "pool"}
+    names = vgg.NAMES["vgg16"]
+    assert [kinds[type(layer).__name__] for layer in theirs.features] == [n[:4] for n in names]
+    # LPIPS and the style-transfer literature cut VGG16 behind these.
+    depths = {"relu1_2": 4, "relu2_2": 9, "relu3_3": 16, "relu4_3": 23, "relu5_3": 30}
+    features = Features(tuple(depths), net="vgg16")
+    features.layers.load_state_dict(theirs.features[:30].state_dict())
+    image = torch.rand(1, 3, 32, 48)
+    x = normalize(image, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    for tap, depth in depths.items():
+        assert_close(features(image)[tap], theirs.features[:depth](x), rtol=1e-4, atol=1e-5)
+    shallow = features.up_to("relu3_3")
+    assert shallow.net == "vgg16"
+    assert_close(shallow(image)["relu3_3"], features(image)["relu3_3"])
+    with pytest.raises(ValueError, match="VGG16 has no layer 'relu3_4'"):
+        Features("relu3_4", net="vgg16")
+
+
+def test_vgg16_from_a_data_folder_is_known_by_its_content(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    weights = Features("pool5", net="vgg16").layers.state_dict()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setenv("SRLAB_DATA", str(tmp_path))
+    (tmp_path / "weights").mkdir()
+    file = tmp_path / "weights" / "vgg16_features_imagenet.safetensors"
+    save_file(weights, file, {"origin": "elsewhere"})
+    with pytest.raises(FeatureError, match=r"not hold the weights that torchvision published"):
+        vgg.load("vgg16", ["relu3_3"])
+    content = b"".join(
+        f"{name} {tuple(weights[name].shape)}\n".encode() + weights[name].numpy().tobytes()
+        for name in sorted(weights)
+    )
+    pretend(monkeypatch, "vgg16", digest=hashlib.sha256(content).hexdigest())
+    loaded = vgg.load("vgg16", ["relu1_2", "relu3_3"])
+    assert_close(loaded.layers[14].weight, weights["14.weight"])
+    assert loaded.channels == {"relu1_2": 64, "relu3_3": 256}
 
 
 def test_taps_are_torchvisions_features_of_the_normalised_image(theirs):
@@ -109,7 +169,7 @@ def test_an_unknown_tap():
 
 def test_fetched_from_a_server_that_hangs_up(server, hub, theirs):
     server += [len(hub) // 3]
-    path = vgg.fetch(progress=False)
+    path = vgg.PRETRAINED["vgg19"].fetch(progress=False)
     assert path.read_bytes() == hub
     assert [file.name for file in path.parent.iterdir()] == ["vgg19-dcbb9e9d.pth"]
     features = vgg.load("vgg19", ["relu1_2"])
@@ -119,22 +179,24 @@ def test_fetched_from_a_server_that_hangs_up(server, hub, theirs):
 def test_a_download_that_never_ends_leaves_nothing_under_the_final_name(server, hub):
     server += [1000, 1000]
     with pytest.raises(DownloadError, match="it goes on from there"):
-        vgg.fetch(progress=False)
-    assert not vgg.torchvision_file().exists()
+        vgg.PRETRAINED["vgg19"].fetch(progress=False)
+    assert not vgg.PRETRAINED["vgg19"].file.exists()
     with pytest.raises(FeatureError, match=r"run `srlab fetch vgg19` .* or use vgg19-slim"):
         vgg.load("vgg19")
-    assert vgg.fetch(progress=False).read_bytes() == hub  # goes on and completes
+    assert (
+        vgg.PRETRAINED["vgg19"].fetch(progress=False).read_bytes() == hub
+    )  # goes on and completes
 
 
 def test_a_wrong_file_is_deleted_and_refused(server, monkeypatch):
-    monkeypatch.setattr(vgg, "CHECKSUM", "sha256:00000000")
+    pretend(monkeypatch, "vgg19", checksum="sha256:00000000")
     with pytest.raises(DownloadError, match="had the wrong checksum and was deleted"):
-        vgg.fetch(progress=False)
-    assert not vgg.torchvision_file().exists()
+        vgg.PRETRAINED["vgg19"].fetch(progress=False)
+    assert not vgg.PRETRAINED["vgg19"].file.exists()
 
 
 def test_half_a_file_in_torchs_cache_is_refused(hub):
-    path = vgg.torchvision_file()
+    path = vgg.PRETRAINED["vgg19"].file
     path.parent.mkdir(parents=True)
     path.write_bytes(hub[: len(hub) // 2])
     with pytest.raises(FeatureError, match=r"vgg19-dcbb9e9d.pth is not the published file"):
@@ -155,7 +217,7 @@ def test_saved_features_come_back(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("vgg18", None, "no features 'vgg18': choose vgg19-slim, vgg19, or a file"),
+        ("vgg18", None, "no features 'vgg18': choose vgg19-slim, vgg19, vgg16, or a file"),
         ("text.safetensors", b"no weights", "text.safetensors holds no features of srlab"),
     ],
 )

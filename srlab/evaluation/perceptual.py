@@ -1,7 +1,9 @@
 """LPIPS: how different two pictures look to a trained network.
 
-The distance's linear heads come with torchmetrics; the network under them does not, and nothing
-here downloads it unasked: :func:`load` takes a file that is at hand or says how to get one.
+The judge is LPIPS on AlexNet, which papers quote; where AlexNet is not at hand, LPIPS on the far
+smaller SqueezeNet stands in, with other numbers. The linear heads come with torchmetrics; the
+networks under them do not, and nothing here downloads them unasked: :func:`load` takes a file that
+is at hand or says how to get one.
 """
 
 from dataclasses import dataclass
@@ -11,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from srlab.datasets import data_folders
-from srlab.download import download
 from srlab.errors import SrlabError
+from srlab.models import pretrained
 
 
 class PerceptualError(SrlabError):
@@ -24,24 +25,14 @@ class PerceptualError(SrlabError):
 class Backbone:
     """A network of torchvision's and the places in its ``features`` where LPIPS looks."""
 
-    name: str
+    network: pretrained.Pretrained
     ends: tuple[int, ...]  # each slice ends before this layer
-    url: str
-    checksum: str
-    size: str
 
 
-_WEIGHTS = "https://download.pytorch.org/models/"
-BACKBONES = {
-    "squeeze": Backbone(
-        "squeezenet1_1", (2, 5, 8, 10, 11, 12, 13),
-        f"{_WEIGHTS}squeezenet1_1-b8a52dc0.pth", "sha256:b8a52dc0", "5 MB",
-    ),
-    "alex": Backbone(
-        "alexnet", (2, 5, 8, 10, 12),
-        f"{_WEIGHTS}alexnet-owt-7be5be79.pth", "sha256:7be5be79", "244 MB",
-    ),
-}  # fmt: skip
+BACKBONES = {  # the better judge first
+    "alex": Backbone(pretrained.ALEXNET, (2, 5, 8, 10, 12)),
+    "squeeze": Backbone(pretrained.SQUEEZENET, (2, 5, 8, 10, 11, 12, 13)),
+}
 
 
 class LPIPS(nn.Module):
@@ -56,8 +47,9 @@ class LPIPS(nn.Module):
         net: ``"alex"``, which papers quote, or ``"squeeze"``, fifty times smaller. The two give
             different numbers.
         features: torchvision's ``features`` of that network, trained.
-        published: whether ``features`` holds torchvision's own weights. With others the heads fit
-            less well: the figure ranks pictures, but does not compare with printed ones.
+        published: whether ``features`` holds torchvision's own weights, for which the heads were
+            made. With others they fit less well: the figure ranks pictures, but does not compare
+            with printed ones.
 
     Shape: two (N, 3, H, W) RGB in [0, 1] (clamped), at least 32 pixels a side -> (N,).
     """
@@ -97,72 +89,51 @@ class LPIPS(nn.Module):
         return distance
 
 
-def load(net: str = "squeeze") -> LPIPS:
+def load(net: str | None = None) -> LPIPS:
     """LPIPS with trained weights that lie on this machine; never touches the network.
 
     Looked for are torchvision's file where torch keeps downloaded models, then
-    ``weights/squeezenet1_1_features_imagenet.safetensors`` (or ``alexnet_...``) in the folders that
-    ``SRLAB_DATA`` names.
+    ``weights/alexnet_features_imagenet.safetensors`` (or ``squeezenet1_1_...``) in the folders that
+    ``SRLAB_DATA`` names. Whether a file holds torchvision's own weights is decided by its content.
+
+    Args:
+        net: ``"alex"`` or ``"squeeze"``; by default the first of them that is at hand.
 
     Raises:
         PerceptualError: unknown ``net``, no such file, or a file that holds something else.
     """
-    backbone = _backbone(net)
-    path = torchvision_file(net)
-    own = f"{backbone.name}_features_imagenet.safetensors"
-    candidates = [path, *(folder / "weights" / own for folder in data_folders())]
-    found = next((file for file in candidates if file.is_file()), None)
-    if found is None:
-        raise PerceptualError(
-            f"LPIPS is not measured: the weights of {backbone.name} are not on this machine. "
-            f"`srlab fetch lpips-{net}` gets them ({backbone.size})."
-        )
+    if net is None:
+        net = next((name for name, b in BACKBONES.items() if b.network.find()), "alex")
+    network = _backbone(net).network
+    try:
+        weights, published = network.read()
+    except pretrained.FeatureError as error:
+        raise PerceptualError(f"LPIPS is not measured: {error}") from error
     features = architecture(net)
     try:
-        if found == path:
-            weights = torch.load(found, map_location="cpu", weights_only=True)
-            weights = {k.removeprefix("features."): v for k, v in weights.items()}
-        else:
-            from safetensors.torch import load_file
-
-            weights = load_file(found)
-        features.load_state_dict({key: weights[key].float() for key in features.state_dict()})
-    except Exception as error:
+        features.load_state_dict({key: weights[key] for key in features.state_dict()})
+    except (KeyError, RuntimeError) as error:
         raise PerceptualError(
-            f"{found} does not hold the features of {backbone.name} ({type(error).__name__}): "
-            f"delete it and run `srlab fetch lpips-{net}`."
+            f"LPIPS is not measured: {network.find()} does not hold the features of "
+            f"{network.name}: delete it and run `srlab fetch {network.command}`."
         ) from error
-    return LPIPS(net, features, published=found == path)
+    return LPIPS(net, features, published)
 
 
-def fetch(net: str = "squeeze", progress: bool = True) -> Path:
+def fetch(net: str = "alex", progress: bool = True) -> Path:
     """Download torchvision's weights to where torch keeps its models; at once if they are there.
 
     Raises:
         SrlabError: unknown ``net``, no connection, no space, no permission, or a wrong checksum.
     """
-    backbone, path = _backbone(net), torchvision_file(net)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        download(backbone.url, path, backbone.checksum, progress)
-    except OSError as error:
-        why = error.strerror or error
-        raise PerceptualError(
-            f"Cannot write to {path.parent} ({why}): name another folder in TORCH_HOME."
-        ) from error
-    return path
-
-
-def torchvision_file(net: str) -> Path:
-    """Where torch, torchvision and :func:`fetch` keep a backbone's weights."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / _backbone(net).url.rpartition("/")[2]
+    return _backbone(net).network.fetch(progress)
 
 
 def architecture(net: str) -> nn.Sequential:
     """Torchvision's ``features`` with random weights."""
     import torchvision
 
-    return getattr(torchvision.models, _backbone(net).name)(weights=None).features
+    return getattr(torchvision.models, _backbone(net).network.name)(weights=None).features
 
 
 def _backbone(net: str) -> Backbone:

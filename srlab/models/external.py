@@ -2,6 +2,7 @@
 
 spandrel (https://github.com/chaiNNer-org/spandrel) knows some forty published architectures by the
 names and shapes of their tensors, ESRGAN, SwinIR and HAT among them. It is an optional dependency.
+SRGAN's generator is not among them; :class:`SRGAN` is it.
 """
 
 import pickle
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from srlab.errors import SrlabError
+from srlab.models.generators import SRResNet
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 OVERLAP = 32
@@ -56,7 +58,59 @@ class External(nn.Module):
         return self.descriptor(lr)
 
 
-def load_external(path: str | Path) -> External:
+class SRGAN(nn.Module):
+    """SRGAN's generator as in the paper's figure 4 and as TensorFlow codes train it.
+
+    Our :class:`~srlab.models.generators.SRResNet` but for three things: every PReLU has a slope for
+    each channel, batch norm's epsilon is Keras' 1e-3, and the output is (tanh(x) + 1) / 2, for HR
+    pictures were scaled to [-1, 1]. The weights of krasserm/super-resolution belong to it.
+
+    Shape: (N, 3, H, W) RGB in [0, 1] -> (N, 3, H * 4, W * 4) in [0, 1].
+    """
+
+    def __init__(self, n_blocks: int = 16, n_features: int = 64):
+        super().__init__()
+        self.network = SRResNet(n_blocks, n_features, bicubic_skip=False)
+        for parent in list(self.network.modules()):
+            for name, module in parent.named_children():
+                if isinstance(module, nn.PReLU):
+                    setattr(parent, name, nn.PReLU(n_features))
+                elif isinstance(module, nn.BatchNorm2d):
+                    module.eps = 1e-3
+        self.scale = self.network.scale
+        self.architecture = "SRGAN"
+        self.receptive_radius = self.network.receptive_radius
+        self.options = {"n_blocks": n_blocks, "n_features": n_features}
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return (torch.tanh(self.network(lr)) + 1) / 2
+
+
+# Where a plain list of up-sampling layers (conv, shuffle, PReLU, conv, shuffle, PReLU) lies here.
+_UPSAMPLE = {"0": "0.conv", "2": "0.act", "3": "1.conv", "5": "1.act"}
+
+
+def _srgan(weights: dict[str, Any]) -> SRGAN | None:
+    """The network if the tensors are its own by name and shape, else None."""
+    renamed = {}
+    for name, value in weights.items():
+        part, *rest = str(name).split(".")
+        if part == "upsample" and rest:
+            rest[0] = _UPSAMPLE.get(rest[0], rest[0])
+        renamed[".".join([part, *rest])] = value
+    blocks = {name.split(".")[1] for name in renamed if name.startswith("blocks.")}
+    tail = renamed.get("tail.weight")
+    if not blocks or getattr(tail, "ndim", 0) != 4:
+        return None
+    model = SRGAN(len(blocks), tail.shape[1])
+    own = model.network.state_dict()
+    if own.keys() != renamed.keys() or any(own[n].shape != renamed[n].shape for n in own):
+        return None
+    model.network.load_state_dict(renamed)
+    return model
+
+
+def load_external(path: str | Path) -> External | SRGAN:
     """A published network in evaluation mode, on the CPU, in 32-bit floats.
 
     Nothing in the file is executed: ``.safetensors`` holds tensors only, and of a pickle (``.pth``,
@@ -71,6 +125,8 @@ def load_external(path: str | Path) -> External:
     """
     path = Path(path)
     weights = _read(path)
+    if (srgan := _srgan(weights)) is not None:
+        return srgan.eval().requires_grad_(False)
     try:
         from spandrel import ImageModelDescriptor, ModelLoader, canonicalize_state_dict
     except ImportError as error:

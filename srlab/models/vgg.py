@@ -1,9 +1,11 @@
-"""VGG19's features: what the perceptual loss compares, and what the VGG critic stands on.
+"""VGG's features: what the perceptual loss compares, and what the VGG critic stands on.
 
 K. Simonyan, A. Zisserman, "Very deep convolutional networks for large-scale image recognition",
-ICLR 2015, arXiv:1409.1556. Two sets of weights go by name:
+ICLR 2015, arXiv:1409.1556. Three sets of weights go by name:
 
 - ``vgg19``: torchvision's, trained on ImageNet; 548 MB, fetched by ``srlab fetch vgg19``;
+- ``vgg16``: likewise; three convolutions less, so that its deepest layers are ``relu3_3``,
+  ``relu4_3`` and ``relu5_3``;
 - ``vgg19-slim``: a network of our own with the same layers at a quarter of the channels, which
   comes with the package. How it was made is told beside its file, in ``weights/features``.
 """
@@ -17,38 +19,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from srlab.download import download
-from srlab.errors import SrlabError
-from srlab.models import released
+from srlab.models import pretrained, released
+from srlab.models.pretrained import FeatureError
 
 WIDTHS = (64, 128, 256, 512, 512)  # channels of the five blocks
-CONVOLUTIONS = (2, 2, 4, 4, 4)  # in each
+CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}  # in each
 # The names of the layers in torchvision's order: conv1_1, relu1_1, conv1_2, relu1_2, pool1, ...
-LAYERS = tuple(
-    name
-    for block, n in enumerate(CONVOLUTIONS, start=1)
-    for name in [f"{kind}{block}_{i}" for i in range(1, n + 1) for kind in ("conv", "relu")]
-    + [f"pool{block}"]
-)
-URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
-CHECKSUM = "sha256:dcbb9e9d"  # torchvision's VGG19_Weights.IMAGENET1K_V1
-
-
-class FeatureError(SrlabError):
-    """Weights of a feature extractor are missing or damaged."""
+NAMES = {
+    net: tuple(
+        name
+        for block, n in enumerate(convolutions, start=1)
+        for name in [f"{kind}{block}_{i}" for i in range(1, n + 1) for kind in ("conv", "relu")]
+        + [f"pool{block}"]
+    )
+    for net, convolutions in CONVOLUTIONS.items()
+}
+LAYERS = NAMES["vgg19"]  # VGG16's are among them, in the same order
+PRETRAINED = {"vgg16": pretrained.VGG16, "vgg19": pretrained.VGG19}
 
 
 class Features(nn.Module):
-    """VGG19 up to the deepest layer that is asked for; frozen, and always in evaluation mode.
+    """VGG up to the deepest layer that is asked for; frozen, and always in evaluation mode.
 
     Gradients flow through it to the image, never into its weights.
 
     Args:
         taps: names of layers. ``relu5_4`` is SRGAN's VGG54 (torchvision's ``features[:36]``),
             ``conv5_4`` the same before the activation, as in ESRGAN (``features[:35]``).
-        width: factor on the number of channels; 1 is VGG19, 1/4 the slim network.
+        width: factor on the number of channels; 1 is VGG's own, 1/4 the slim network's.
+        net: ``"vgg19"`` or ``"vgg16"``: which layers there are.
 
     Attributes:
+        names: of the network's layers, also of those beyond the deepest tap.
         channels: of each tap.
         scales: of each tap, how large its values are on photographs; see :func:`calibrate`.
 
@@ -59,17 +61,19 @@ class Features(nn.Module):
         ValueError: unknown layer, or none.
     """
 
-    def __init__(self, taps: Sequence[str] = ("relu5_4",), width: float = 1.0):
+    def __init__(self, taps: Sequence[str] = ("relu5_4",), width: float = 1.0, net: str = "vgg19"):
         super().__init__()
         self.taps = (taps,) if isinstance(taps, str) else tuple(taps)
         self.width = width
-        depth = max(map(_depth, self.taps), default=0)
+        self.net = net
+        self.names = NAMES[net]
+        depth = max((_depth(tap, net) for tap in self.taps), default=0)
         if not depth:
-            raise ValueError("taps is empty: name at least one layer, such as 'relu5_4'")
+            raise ValueError("taps is empty: name at least one layer, such as 'relu2_2'")
         layers: list[nn.Module] = []
         channels = {}
         before = 3
-        for name in LAYERS[:depth]:
+        for name in self.names[:depth]:
             block = int(name[4]) - 1
             after = max(1, round(WIDTHS[block] * width))
             if name.startswith("conv"):
@@ -90,7 +94,7 @@ class Features(nn.Module):
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         x = (image - self.mean) / self.std  # the ImageNet normalisation that it was trained with
         found = {}
-        for name, layer in zip(LAYERS, self.layers, strict=False):
+        for name, layer in zip(self.names, self.layers, strict=False):
             x = layer(x)
             if name in self.taps:
                 found[name] = x
@@ -105,25 +109,27 @@ class Features(nn.Module):
         Raises:
             ValueError: unknown tap, or one deeper than this network's layers.
         """
-        if _depth(tap) > len(self.layers):
+        if (depth := _depth(tap, self.net)) > len(self.layers):
             raise ValueError(
-                f"these features end at {LAYERS[len(self.layers) - 1]}, before {tap}: load them "
-                f"with taps=[{tap!r}]"
+                f"these features end at {self.names[len(self.layers) - 1]}, before {tap}: load "
+                f"them with taps=[{tap!r}]"
             )
-        weights = self.layers[: _depth(tap)].state_dict()
-        copy = Features((tap,), self.width).to(self.mean.device, self.mean.dtype)
+        weights = self.layers[:depth].state_dict()
+        copy = Features((tap,), self.width, self.net).to(self.mean.device, self.mean.dtype)
         copy.layers.load_state_dict(weights)
         copy.scales[tap] = self.scales.get(tap, 1.0)
         return copy
 
 
-def _depth(tap: str) -> int:
+def _depth(tap: str, net: str) -> int:
     """Number of layers up to and with a tap."""
-    if tap not in LAYERS:
-        close = get_close_matches(tap, LAYERS, n=1)
+    names = NAMES[net]
+    if tap not in names:
+        close = get_close_matches(tap, names, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"VGG19 has no layer {tap!r}: choose among {', '.join(LAYERS)}{hint}")
-    return LAYERS.index(tap) + 1
+        known = ", ".join(names)
+        raise ValueError(f"{net.upper()} has no layer {tap!r}: choose among {known}{hint}")
+    return names.index(tap) + 1
 
 
 @torch.no_grad()
@@ -133,8 +139,8 @@ def calibrate(features: Features, images: Tensor) -> dict[str, float]:
     Features have no natural unit; torchvision's are of another size than the Caffe features whose
     squared error SRGAN divides by 12.75 squared. Divided by its scale, every tap of every network
     has mean square 1, and one weight means the same everywhere. ``vgg19-slim`` comes calibrated;
-    for ``vgg19`` a few dozen HR crops of the training set do: the figure differs little between
-    one set of photographs and another.
+    for ``vgg19`` and ``vgg16`` a few dozen HR crops of the training set do: the figure differs
+    little between one set of photographs and another.
 
     Args:
         images: (N, 3, H, W) RGB in [0, 1].
@@ -152,7 +158,8 @@ def load(name: str | Path = "vgg19-slim", taps: Sequence[str] = ("relu5_4",)) ->
     """A feature extractor with trained weights.
 
     Args:
-        name: ``vgg19-slim``, ``vgg19``, or a ``.safetensors`` file that :func:`save` wrote.
+        name: ``vgg19-slim``, ``vgg19``, ``vgg16``, or a ``.safetensors`` file that :func:`save`
+            wrote.
         taps: see :class:`Features`.
 
     Raises:
@@ -162,25 +169,44 @@ def load(name: str | Path = "vgg19-slim", taps: Sequence[str] = ("relu5_4",)) ->
         ValueError: unknown tap.
     """
     scales: dict[str, float] = {}
-    if str(name) == "vgg19":
-        features, weights = Features(taps), _read_torchvision(torchvision_file())
+    if str(name) in PRETRAINED:
+        features, weights = Features(taps, net=str(name)), _published(PRETRAINED[str(name)])
     else:
         path = SLIM if str(name) == "vgg19-slim" else Path(name)
         if not path.is_file():
             raise FeatureError(
-                f"there are no features {str(name)!r}: choose vgg19-slim, vgg19, or a file."
+                f"there are no features {str(name)!r}: choose vgg19-slim, vgg19, vgg16, or a file."
             )
         if path == SLIM:
             released.check(path)
         width, scales, weights = _read(path)
         features = Features(taps, width)
-    own = {f"features.{key}": value for key, value in features.layers.state_dict().items()}
+    own = features.layers.state_dict()
     for key, value in own.items():
         if key not in weights or weights[key].shape != value.shape:
-            raise FeatureError(f"the weights of {name} are not VGG19's: {key} does not fit.")
-    features.layers.load_state_dict({key[9:]: weights[key].float() for key in own})
+            raise FeatureError(
+                f"the weights of {name} are not {features.net.upper()}'s: features.{key} does not "
+                "fit."
+            )
+    features.layers.load_state_dict({key: weights[key].float() for key in own})
     features.scales |= {tap: scales[tap] for tap in features.taps if tap in scales}
     return features
+
+
+def _published(network: pretrained.Pretrained) -> dict[str, Tensor]:
+    if network.find() is None:
+        raise FeatureError(
+            f"{network.name.upper()}'s weights are not on this machine ({network.file}): run "
+            f"`srlab fetch {network.command}` ({network.size}), or use vgg19-slim, which comes "
+            "with srlab."
+        )
+    weights, published = network.read()
+    if not published:
+        raise FeatureError(
+            f"{network.find()} does not hold the weights that torchvision published: delete it "
+            f"and run `srlab fetch {network.command}`."
+        )
+    return weights
 
 
 def save(features: Features, path: Path | str, notes: Mapping[str, Any] = {}) -> None:
@@ -200,48 +226,7 @@ def save(features: Features, path: Path | str, notes: Mapping[str, Any] = {}) ->
     save_file(weights, path, {"format": "pt"} | {k: json.dumps(v) for k, v in header.items()})
 
 
-def fetch(progress: bool = True) -> Path:
-    """Download VGG19's weights to where torch keeps downloaded models; at once if they are there.
-
-    Raises:
-        SrlabError: no connection, no space, no permission, or a wrong checksum; nothing half-made
-            is left under the final name.
-    """
-    path = torchvision_file()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        download(URL, path, CHECKSUM, progress)
-    except OSError as error:
-        why = error.strerror or error
-        raise FeatureError(
-            f"Cannot write to {path.parent} ({why}): name another folder in TORCH_HOME."
-        ) from error
-    return path
-
-
-def torchvision_file() -> Path:
-    """Where torch, torchvision and :func:`fetch` keep VGG19's weights."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / URL.rpartition("/")[2]
-
-
 SLIM = Path(__file__).parents[1] / "weights" / "features" / "vgg19-slim.safetensors"
-
-
-def _read_torchvision(path: Path) -> dict[str, Tensor]:
-    import pooch
-
-    if not path.is_file():
-        raise FeatureError(
-            f"VGG19's weights are not on this machine ({path}): run `srlab fetch vgg19` (548 MB), "
-            "or use vgg19-slim, which comes with srlab."
-        )
-    algorithm, digest = CHECKSUM.split(":")
-    if not pooch.file_hash(path, alg=algorithm).startswith(digest):
-        raise FeatureError(
-            f"{path} is not the published file, or only part of it: delete it and run "
-            "`srlab fetch vgg19` again."
-        )
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _read(path: Path) -> tuple[float, dict[str, float], dict[str, Tensor]]:
@@ -251,7 +236,10 @@ def _read(path: Path) -> tuple[float, dict[str, float], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             width, scales = (json.loads((file.metadata() or {})[k]) for k in ("width", "scales"))
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            weights = {
+                name.removeprefix("features."): file.get_tensor(name)
+                for name in file.keys()  # noqa: SIM118
+            }
         return float(width), dict(scales), weights
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise FeatureError(

@@ -1,0 +1,242 @@
+"""Make ``vgg19-slim``: VGG19's layers at a quarter of the channels, taught by VGG16.
+
+    python scripts/distill_vgg.py --data bsds400 t91 PHOTOS@2 --out vgg19-slim.safetensors
+
+The teacher is torchvision's VGG16 (``srlab fetch vgg16``); its relu3_3, relu4_3 and relu5_3 teach
+the student's relu3_4, relu4_4 and relu5_4. The student sees HR crops and spoilt copies of them, as
+a perceptual loss does, and learns two things at every tap:
+
+- to predict the teacher's map by a 1x1 convolution that is thrown away afterwards (FitNets, Romero
+  et al. 2015, arXiv:1412.6550);
+- to be as far from one picture to its copy as the teacher is, for that distance *is* the loss.
+
+It trains with batch norm, on the statistics of batches first and on the running ones in the last
+third, and folds it into the convolutions at the end. Ctrl-C and the same command go on from the
+last checkpoint. What was learned is measured by ``scripts/compare_features.py``.
+"""
+
+import argparse
+import csv
+import json
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.transforms.functional import gaussian_blur
+
+from srlab.datasets import find
+from srlab.degradation import resize
+from srlab.images import picture_size
+from srlab.models import vgg, zoo
+from srlab.patches import PatchBank
+from srlab.training.state import load_checkpoint, save_checkpoint
+
+WIDTH = 0.25
+# The student's taps and the teacher's.
+TAPS = {
+    "relu1_2": "relu1_2",
+    "relu2_2": "relu2_2",
+    "relu3_4": "relu3_3",
+    "relu4_4": "relu4_3",
+    "relu5_4": "relu5_3",
+}
+LR_SIZE = 24  # crops of 96 x 96
+GRID = 4  # distances are compared on squares of a sixteenth of the crop, too
+SPOILERS = ("srresnet", "wdrn", "srgan", "wdrn-vgg-wgan")
+
+
+class Student(nn.Module):
+    """The slim network with batch norm after each convolution, and what is thrown away later."""
+
+    def __init__(self):
+        super().__init__()
+        plain = vgg.Features(tuple(TAPS), WIDTH)
+        layers: list[nn.Module] = []
+        self.at = {}  # positions of the taps
+        for name, layer in zip(plain.names, plain.layers, strict=False):
+            layers.append(layer)
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+                layers.append(nn.BatchNorm2d(layer.out_channels))
+            if name in TAPS:
+                self.at[len(layers) - 1] = name
+        self.layers = nn.Sequential(*layers).requires_grad_(True)
+        wanted = vgg.Features(tuple(TAPS.values()), net="vgg16").channels
+        self.adapters = nn.ModuleList(
+            nn.Conv2d(plain.channels[mine], wanted[theirs], 1) for mine, theirs in TAPS.items()
+        )
+        self.log_units = nn.Parameter(torch.zeros(len(TAPS)))  # of the distances
+        self.register_buffer("mean", plain.mean)
+        self.register_buffer("std", plain.std)
+
+    def forward(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The maps of the taps, and the teacher's as they predict them."""
+        x = (image - self.mean) / self.std
+        maps = []
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            if i in self.at:
+                maps.append(x)
+        return maps, [a(m) for a, m in zip(self.adapters, maps, strict=True)]
+
+    def fold(self) -> vgg.Features:
+        """The plain network of the same function."""
+        features = vgg.Features(("relu5_4",), WIDTH)
+        layers = list(self.eval().layers)
+        pairs = [
+            fuse_conv_bn_eval(a, b) for a, b in pairwise(layers) if isinstance(b, nn.BatchNorm2d)
+        ]
+        plain = [layer for layer in features.layers if isinstance(layer, nn.Conv2d)]
+        for mine, folded in zip(plain, pairs, strict=True):
+            mine.load_state_dict(folded.state_dict())
+        return features
+
+
+class Spoiler:
+    """Copies of HR crops as a perceptual loss meets them: enlarged by bicubic or by one of the
+    released networks, more or less so, and some of them blurred, sharpened or noisy besides."""
+
+    def __init__(self):
+        self.networks = [None, *(zoo.load(name) for name in SPOILERS)]
+
+    @torch.no_grad()
+    def __call__(self, lr: Tensor, hr: Tensor) -> Tensor:
+        network = self.networks[int(torch.randint(len(self.networks), ()))]
+        with torch.autocast("cpu", torch.bfloat16):
+            sr = resize(lr, 4) if network is None else network(lr)
+
+        def draw(low: float, high: float) -> Tensor:
+            return torch.empty(len(hr), 1, 1, 1).uniform_(low, high)
+
+        x = hr + draw(0.3, 1.3) * (sr.float() - hr)
+        blurred = gaussian_blur(x, 7, float(draw(0.5, 1.5)[0]))
+        x = torch.where(draw(0, 1) < 0.3, x + draw(-1, 1) * (x - blurred), x)
+        x = torch.where(draw(0, 1) < 0.3, x + draw(0, 0.06) * torch.randn_like(x), x)
+        return x.clamp(0, 1)
+
+
+def distances(maps: Tensor, scale: Tensor | float) -> Tensor:
+    """Squared difference between first and second half of the batch: (N, GRID, GRID)."""
+    a, b = maps.float().chunk(2)
+    return F.adaptive_avg_pool2d(((a - b) / scale).square().mean(1, keepdim=True), GRID)[:, 0]
+
+
+def losses(student: Student, teacher: vgg.Features, variances: Tensor, images: Tensor) -> Tensor:
+    """(3, taps): what is not explained of the maps, the squared error of log distances of whole
+    crops, and the relative squared error of the distances of their squares."""
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            wanted = teacher(images)
+        maps, predicted = student(images)
+    rows = []
+    for i, (tap, m, p) in enumerate(zip(TAPS.values(), maps, predicted, strict=True)):
+        scale = teacher.scales[tap]
+        error = (p.float() - wanted[tap].float() / scale).square().mean()
+        mine = distances(m, 1.0) * student.log_units[i].exp()
+        theirs = distances(wanted[tap], scale)
+        whole = (mine.mean((1, 2)) + 1e-4).log() - (theirs.mean((1, 2)) + 1e-4).log()
+        square = (mine - theirs).square().mean() / theirs.square().mean()
+        rows.append(torch.stack([error / variances[i], whole.square().mean(), square]))
+    return torch.stack(rows, dim=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", nargs="+", required=True, help="sets or folders; NAME@2 halves")
+    parser.add_argument("--out", default="vgg19-slim.safetensors")
+    parser.add_argument("--run", default="runs/vgg19-slim", help="folder of checkpoint and log")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch-size", type=int, default=8, help="crops, each with its copy")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--compile", action="store_true", help="torch.compile")
+    options = parser.parse_args()
+
+    torch.manual_seed(0)
+    bank = _bank(options.data)
+    teacher = vgg.load("vgg16", tuple(TAPS.values())).to(memory_format=torch.channels_last)
+    sample = bank.batch(64, LR_SIZE)[1]
+    with torch.no_grad():
+        vgg.calibrate(teacher, sample)
+        variances = torch.stack(
+            [
+                (x / teacher.scales[tap]).var(dim=(0, 2, 3)).mean()
+                for tap, x in teacher(sample).items()
+            ]
+        )
+    student = Student().to(memory_format=torch.channels_last)
+    spoil = Spoiler()
+    decayed = [p for p in student.parameters() if p.ndim > 1]
+    others = [p for p in student.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, options.lr, weight_decay=1e-4)
+
+    def rate(step: int) -> float:  # rises, stays, and falls in the last third
+        return min(1, (step + 1) / 100, 3 * (1 - step / options.steps) + 1e-3)
+
+    run = Path(options.run)
+    run.mkdir(parents=True, exist_ok=True)
+    checkpoint, log = run / "checkpoint.safetensors", run / "log.csv"
+    start = 0
+    parts = {"student": student, "optimizer": optimizer, "bank": bank}
+    if checkpoint.exists():
+        state, info = load_checkpoint(checkpoint)
+        start = info["step"]
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        torch.set_rng_state(state["random"])
+    else:
+        names = [f"{kind}_{tap}" for kind in ("unexplained", "crop", "square") for tap in TAPS]
+        log.write_text(",".join(["step", *names]) + "\n")
+    measured = torch.compile(losses) if options.compile else losses
+    begin, total = time.perf_counter(), 0
+    for step in range(start + 1, options.steps + 1):
+        student.train(step <= options.steps * 2 / 3)
+        for group in optimizer.param_groups:
+            group["lr"] = options.lr * rate(step - 1)
+        lr, hr = bank.batch(options.batch_size, LR_SIZE)
+        images = torch.cat([hr, spoil(lr, hr)]).contiguous(memory_format=torch.channels_last)
+        rows = measured(student, teacher, variances, images)
+        optimizer.zero_grad()
+        rows.mean(dim=1).sum().backward()
+        nn.utils.clip_grad_norm_(student.parameters(), 5.0)
+        optimizer.step()
+        total = total + rows.detach()
+        if step % 50 == 0 or step == options.steps:
+            means = (total / (step - (step - 1) // 50 * 50)).flatten().tolist()
+            total = 0
+            with log.open("a", newline="") as file:
+                csv.writer(file).writerow([step, *(f"{value:.4f}" for value in means)])
+            speed = (step - start) / (time.perf_counter() - begin)
+            print(step, *(f"{value:.3f}" for value in means), f"{speed:.2f} steps/s", flush=True)
+        if step % 250 == 0 or step == options.steps:
+            state = {name: part.state_dict() for name, part in parts.items()}
+            save_checkpoint(checkpoint, state | {"random": torch.get_rng_state()}, {"step": step})
+
+    features = student.fold()
+    features.taps = features.names[: len(features.layers)]
+    vgg.calibrate(features, sample)
+    notes = {"teacher": "vgg16", "steps": options.steps, "batch_size": options.batch_size}
+    vgg.save(features, options.out, notes=notes | {"images": len(bank)})
+    print(json.dumps({tap: round(features.scales[tap], 3) for tap in TAPS}))
+
+
+def _bank(names: list[str]) -> PatchBank:
+    """All pictures that hold a crop."""
+    files, shrink = [], []
+    for name in names:
+        base, at, factor = name.rpartition("@")
+        by = int(factor) if at else 1
+        side = 4 * LR_SIZE * by
+        found = [file for file in find(base if at else name) if min(picture_size(file)) >= side]
+        files += found
+        shrink += [by] * len(found)
+    return PatchBank.from_files(files, shrink=shrink, detail=0.5, progress=True)
+
+
+if __name__ == "__main__":
+    main()
