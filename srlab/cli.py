@@ -128,7 +128,9 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/MODEL.")] = None,
     init: Annotated[
         str | None,
-        typer.Option(help="Released model, file or run to start from; games need one."),
+        typer.Option(
+            help="Released model, file or run to start from; one with fewer blocks is grown."
+        ),
     ] = None,
     validate: Annotated[
         str | None, typer.Option(help="Set that the log's val_psnr is measured on.")
@@ -265,14 +267,15 @@ def _initial(init: str | None, model: str, recipe: Any) -> Any:
     """The generator that a training starts from; None for a fresh one."""
     from srlab.models import zoo
     from srlab.models.generators import fold
+    from srlab.models.grow import grow, grows_into
 
     if not recipe.is_game:
         if init is None:
             return None
-        generator = zoo.load(init)
-        if zoo.describe(generator) != zoo.describe(zoo.build(model)):
+        generator, wanted = zoo.load(init), zoo.describe(zoo.build(model))
+        if not grows_into(generator, wanted):
             raise SrlabError(f"--init {init} holds another network than {model}.")
-        return generator
+        return grow(generator, wanted["n_blocks"])
     if init is None and recipe.generator not in zoo.released():
         raise SrlabError(
             f"{model} starts from a pre-trained generator: add --init with a released model, "

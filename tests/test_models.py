@@ -168,8 +168,8 @@ def test_all_kinds_of_wdrn_are_as_large_as_srresnet(fusion):
 
 
 def test_wdrn_16_is_as_large_as_srresnet_16():
-    """Counted by hand: eight blocks of four 3x3 layers and a 1x1, with a weight a source."""
-    n, growth, layers, blocks = 64, 32, 4, 8
+    """Counted by hand: 16 blocks of three 3x3 layers and a 1x1, with a weight a source."""
+    n, growth, layers, blocks = 64, 24, 3, 16
     widths = [n + growth * i for i in range(layers + 1)]
     block = sum(9 * width * growth + growth + 1 for width in widths[:-1])  # bias, PReLU
     block += widths[-1] * n + n + sum(range(1, layers + 2))  # 1x1, weights of the fusions
@@ -178,7 +178,7 @@ def test_wdrn_16_is_as_large_as_srresnet_16():
     upsample = 2 * (9 * n * 4 * n + 4 * n + 1)
     count = n_parameters(zoo.build("wdrn-16"))
     assert count == head + blocks * block + fuse + upsample + tail
-    assert 0.985 * 1_549_462 < count < 1_549_462
+    assert 0.955 * 1_549_462 < count < 1_549_462
 
 
 def test_wdrn_has_the_head_and_the_tail_of_srgan():
