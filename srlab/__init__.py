@@ -6,8 +6,13 @@ hand here: ``srlab.load("srresnet")``, which is :func:`srlab.models.zoo.load`, a
 ``srlab.upscale("photo.jpg")``, which is :func:`srlab.upscaling.upscale`.
 """
 
+import os
 from importlib import import_module
 from typing import Any
+
+# Before torch is imported: a thread that waits for another one sleeps in place of spinning. With a
+# second busy process on two cores, small networks trained 3 to 20 times as fast that way.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

@@ -3,6 +3,7 @@
 Run as a script, this file is what the processes do.
 """
 
+import math
 import os
 import signal
 import socket
@@ -22,7 +23,7 @@ from srlab.patches import PatchBank
 from srlab.training import engine, faults, run
 from srlab.training.config import AdversarialConfig, PretrainConfig
 from srlab.training.game import adversarial
-from srlab.training.monitor import read_log
+from srlab.training.monitor import TrainingDiverged, read_log
 from srlab.training.pretrain import pretrain
 from srlab.training.run import CHECKPOINT
 from srlab.training.state import load_checkpoint, save_checkpoint
@@ -114,6 +115,24 @@ def die(out):
             os.kill(os.getpid(), signal.SIGKILL)
 
     train(out / "killed", 8, make_bank(), on_step=on_step, checkpoint_every=20)
+
+
+def spoil(out):
+    """One process's loss is NaN, which its neighbour only hears of."""
+    bank, rank = make_bank(), os.environ["RANK"]
+    draw, drawn = bank.batch, []
+
+    def batch(*args):
+        lr, hr = draw(*args)
+        drawn.append(1)
+        return (lr.fill_(math.nan), hr) if rank == "1" and len(drawn) == 25 else (lr, hr)
+
+    bank.batch = batch
+    try:
+        train(out / "spoilt", 8, bank, checkpoint_every=20)
+    except TrainingDiverged as error:
+        print(error)
+        sys.exit(7)
 
 
 def environment(**more):
@@ -230,6 +249,15 @@ def test_a_killed_process_ends_the_others_with_a_message(tmp_path):
     assert load_checkpoint(tmp_path / "killed" / CHECKPOINT)[1]["step"] == 20
 
 
+def test_a_process_with_nan_stops_the_others_too(tmp_path):
+    """At the next row of the log, with the same sentence, and the checkpoint before is kept."""
+    codes, told = two_processes("spoil", tmp_path)
+    assert codes == [7, 7], told
+    for said in told:
+        assert "loss became NaN or infinite at step 25" in said
+    assert load_checkpoint(tmp_path / "spoilt" / CHECKPOINT)[1]["step"] == 20
+
+
 def test_the_command_under_torchrun(tmp_path):
     """`srlab train`: one writer, one voice."""
     from PIL import Image
@@ -256,6 +284,6 @@ def test_the_command_under_torchrun(tmp_path):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     try:
-        {"work": work, "die": die}[sys.argv[1]](Path(sys.argv[2]))
+        {"work": work, "die": die, "spoil": spoil}[sys.argv[1]](Path(sys.argv[2]))
     except faults.LostProcess as error:  # as the command line does
         sys.exit(f"srlab: {error}")

@@ -356,6 +356,16 @@ def test_the_average_follows_the_weights_and_the_statistics():
     assert not average.module.training
 
 
+def test_the_average_never_asks_a_device_for_a_value():
+    """Tensors on the meta device have none: whoever would wait for one fails here."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to("meta")
+    average = MovingAverage(network, 0.9)
+    for _ in range(3):
+        average.update(network)
+    assert average.updates == 3
+    assert average.module[0].weight.device.type == "meta"
+
+
 SMALL = {
     "srresnet": lambda: SRResNet(n_blocks=1, n_features=16),
     **{

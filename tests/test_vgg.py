@@ -249,3 +249,17 @@ def test_the_slim_network_is_small_and_knows_more_than_a_random_one():
     for tap, share in report["explained"].items():
         assert share > report["explained_by_random_weights"][tap]
     assert report["top1_agreement"] > 0.01  # of 1,000 classes; guessing gives 0.001
+
+
+def test_calibration_takes_its_images_to_the_features():
+    """As the crops of a GPU's bank and features that are still on the CPU, and the other way."""
+    features = vgg.load("vgg19-slim", ["relu1_2"]).to("meta")
+    seen = []
+
+    def forward(images):
+        seen.append(images.device.type)
+        return {"relu1_2": torch.full((1, 4, 2, 2), 3.0)}
+
+    features.forward = forward
+    assert vgg.calibrate(features, torch.rand(1, 3, 8, 8)) == {"relu1_2": 3.0}
+    assert seen == ["meta"]
