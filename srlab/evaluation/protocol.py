@@ -130,14 +130,20 @@ def evaluate(
     scores = []
     for file in tqdm(files, desc="evaluating", unit="image", disable=not progress):
         hr = crop_to_multiple(read_image(file), model.scale).to(device)
-        if min(hr.shape[-2:]) < 11 + 2 * protocol.shave:
-            raise SrlabError(
-                f"{file} is too small to be scored: SSIM's window needs {11 + 2 * protocol.shave} "
-                f"pixels a side, shaving included. Leave it out."
-            )
+        require_size(file, hr, protocol)
         sr = upscale(model, downsample(hr, model.scale), tile)
         scores.append(Score(Path(file).stem, *compare(sr, hr, protocol, is_grey(file))))
     return scores
+
+
+def require_size(file: Path, hr: Tensor, protocol: Protocol = PUBLISHED) -> None:
+    """Raise SrlabError if an image is smaller than SSIM's window."""
+    needed = 11 + 2 * protocol.shave
+    if min(hr.shape[-2:]) < needed:
+        raise SrlabError(
+            f"{file} is too small to be scored: SSIM's window needs {needed} pixels a side, "
+            "shaving included. Leave it out."
+        )
 
 
 def mean(scores: Sequence[Score]) -> Score:
