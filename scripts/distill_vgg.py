@@ -70,7 +70,6 @@ class Student(nn.Module):
         self.adapters = nn.ModuleList(
             nn.Conv2d(plain.channels[mine], wanted[theirs], 1) for mine, theirs in TAPS.items()
         )
-        self.log_units = nn.Parameter(torch.zeros(len(TAPS)))  # of the distances
         self.register_buffer("mean", plain.mean)
         self.register_buffer("std", plain.std)
 
@@ -127,8 +126,11 @@ def distances(maps: Tensor, scale: Tensor | float) -> Tensor:
 
 
 def losses(student: Student, teacher: vgg.Features, variances: Tensor, images: Tensor) -> Tensor:
-    """(3, taps): what is not explained of the maps, the squared error of log distances of whole
-    crops, and the relative squared error of the distances of their squares."""
+    """(3, taps): what is not explained of the maps, the variance of the student's log distances
+    about the teacher's over whole crops, and the relative squared error of distances of squares.
+
+    Distances of the two may have different units: a perceptual loss is calibrated anyway.
+    """
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
             wanted = teacher(images)
@@ -137,11 +139,11 @@ def losses(student: Student, teacher: vgg.Features, variances: Tensor, images: T
     for i, (tap, m, p) in enumerate(zip(TAPS.values(), maps, predicted, strict=True)):
         scale = teacher.scales[tap]
         error = (p.float() - wanted[tap].float() / scale).square().mean()
-        mine = distances(m, 1.0) * student.log_units[i].exp()
-        theirs = distances(wanted[tap], scale)
-        whole = (mine.mean((1, 2)) + 1e-4).log() - (theirs.mean((1, 2)) + 1e-4).log()
-        square = (mine - theirs).square().mean() / theirs.square().mean()
-        rows.append(torch.stack([error / variances[i], whole.square().mean(), square]))
+        mine, theirs = distances(m, 1.0), distances(wanted[tap], scale)
+        ratio = (mine.mean((1, 2)) + 1e-4).log() - (theirs.mean((1, 2)) + 1e-4).log()
+        unit = (-ratio.mean()).exp()
+        square = (mine * unit - theirs).square().mean() / theirs.square().mean()
+        rows.append(torch.stack([error / variances[i], ratio.var(), square]))
     return torch.stack(rows, dim=1)
 
 

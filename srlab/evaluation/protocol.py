@@ -4,9 +4,8 @@ Every choice that moves the number is a field of :class:`Protocol`; the defaults
 super-resolution literature, under which bicubic x4 reads 28.42 dB / 0.8104 on Set5.
 """
 
-import csv
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -165,13 +164,3 @@ def mean_psnr(model: nn.Module, files: Sequence[Path], device: torch.device | st
         sr = upscale(model, downsample(hr, model.scale))
         total += float(psnr(*prepare(sr, hr, PUBLISHED, is_grey(file))))
     return total / len(files)
-
-
-def write_csv(scores: Sequence[Score], path: Path | str) -> None:
-    """One row an image and a last one named ``mean``; full precision."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(f.name for f in fields(Score))
-        writer.writerows((s.image, s.psnr, s.ssim) for s in [*scores, mean(scores)])
