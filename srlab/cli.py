@@ -315,12 +315,21 @@ def evaluate(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
     tile: Annotated[int, typer.Option(help="Side of a tile in LR pixels.")] = 256,
+    lpips: Annotated[
+        bool,
+        typer.Option("--lpips", help="Also LPIPS, on AlexNet if `srlab fetch lpips-alex` ran."),
+    ] = False,
+    frechet: Annotated[
+        bool,
+        typer.Option("--frechet", help="Also the distance between SR's and HR's patches (VGG16)."),
+    ] = False,
 ) -> None:
     """Score a model on an image set by the published protocol: PSNR and SSIM.
 
     MODEL may be another project's network, too: a .safetensors or .pth file that spandrel knows.
     """
-    from srlab.evaluation import protocol
+    from srlab.evaluation import perceptual, protocol, scores
+    from srlab.evaluation.distribution import PatchFrechet
     from srlab.models import zoo
 
     files = _find(dataset)
@@ -330,14 +339,22 @@ def evaluate(
         rules = protocol.Protocol(channel=channel, shave=shave)
     except ValueError as error:
         raise SrlabError(str(error)) from error
-    scores = protocol.evaluate(generator, files, rules, device=device, tile=tile, progress=True)
-    table = _table("image", ">PSNR (dB)", ">SSIM")
-    for row in [*scores, protocol.mean(scores)]:
-        table.add_row(row.image, f"{row.psnr:.2f}", f"{row.ssim:.4f}")
+    judge = perceptual.load().to(device) if lpips else None
+    patches = PatchFrechet() if frechet else None
+    found = scores.measure(
+        generator, files, judge,
+        frechet=patches, rules=rules, device=device, tile=tile, progress=True,
+    )  # fmt: skip
+    table = _table("image", ">PSNR (dB)", ">SSIM", *([f">{judge.label}"] if judge else []))
+    for row in [*found, scores.mean(found)]:
+        last = [f"{row.distance:.4f}"] if judge else []
+        table.add_row(row.image, f"{row.psnr:.2f}", f"{row.ssim:.4f}", *last)
     Console().print(table)
+    if patches:
+        print(f"Fréchet distance of the set's patches, as a share of HR's: {patches.compute():.4f}")
     print(f"{model} on {dataset}, x{generator.scale}: {asdict(rules)}")
     if csv:
-        protocol.write_csv(scores, csv)
+        scores.write_csv(found, csv, judge.label if judge else None)
         print(f"wrote {csv}")
 
 

@@ -69,6 +69,33 @@ def test_evaluate_prints_a_table_and_writes_csv(run, photos, tmp_path):
     assert [row.split(",")[0] for row in rows[1:]] == ["0", "1", "mean"]
 
 
+def test_evaluate_puts_lpips_beside_psnr_and_ssim(run, photos, tmp_path, monkeypatch):
+    """With AlexNet's layers at random: the figure is called relative."""
+    from safetensors.torch import save_file
+
+    from srlab.evaluation import perceptual
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setenv("SRLAB_DATA", str(tmp_path))
+    status, _, err = run("evaluate", "bicubic", "--dataset", photos, "--lpips")
+    assert status == 1
+    assert "srlab fetch lpips-alex" in err
+    status, _, err = run("evaluate", "bicubic", "--dataset", photos, "--frechet")
+    assert status == 1
+    assert "srlab fetch vgg16" in err
+
+    (tmp_path / "weights").mkdir()
+    features = perceptual.architecture("alex").state_dict()
+    save_file(features, tmp_path / "weights" / "alexnet_features_imagenet.safetensors")
+    csv = tmp_path / "scores.csv"
+    status, out, _ = run("evaluate", "bicubic", "--dataset", photos, "--csv", csv, "--lpips")
+    assert status == 0
+    assert "LPIPS-alex" in out
+    rows = csv.read_text().splitlines()
+    assert rows[0] == "image,psnr,ssim,LPIPS-alex (relative)"
+    assert all(float(row.split(",")[3]) > 0 for row in rows[1:])
+
+
 def test_train_resume_export_and_evaluate(run, photos, tmp_path):
     folder = tmp_path / "run"
     command = ["train", "srresnet", "--data", photos, "--validate", photos, "--out", folder, *TINY]

@@ -61,6 +61,9 @@ def test_colours_moved_and_stretched():
     same, flat = PatchFrechet(Pixels()), PatchFrechet(Pixels())
     same.update(hr.transpose(-1, -2), hr)
     assert same.compute() == pytest.approx(0, abs=1e-6)
+    again = PatchFrechet(Pixels(), real=distance.hr)
+    again.update(0.5 * hr + 0.1, hr)
+    assert again.compute() == pytest.approx(distance.compute(), rel=1e-6)
     flat.update(hr.mean(dim=(0, 2, 3), keepdim=True).expand_as(hr), hr)
     assert flat.compute() == pytest.approx(1, abs=1e-6)
 

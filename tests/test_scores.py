@@ -1,3 +1,4 @@
+import csv
 import math
 
 import pytest
@@ -32,3 +33,47 @@ def test_figures_are_the_protocols_and_the_judge_sees_the_same_picture():
     mean = scores.mean(found)
     assert mean.psnr == pytest.approx(sum(f.psnr for f in found) / len(found))
     assert math.isnan(scores.mean(scores.measure(bicubic, files[:1])).distance)
+
+
+def test_the_protocols_rules_and_tiles_reach_it():
+    files, bicubic = find("photos-valid")[:1], zoo.load("bicubic")
+    rules = protocol.Protocol(channel="rgb", shave=7)
+    (found,) = scores.measure(bicubic, files, rules=rules, tile=40)
+    (wanted,) = protocol.evaluate(bicubic, files, rules)
+    assert (found.psnr, found.ssim) == pytest.approx((wanted.psnr, wanted.ssim), abs=1e-4)
+
+
+def test_a_set_distance_sees_the_same_pairs():
+    class Count:
+        def __init__(self):
+            self.pairs = []
+
+        def update(self, sr, hr):
+            self.pairs.append((sr, hr))
+
+    seen, count = [], Count()
+
+    def judge(sr, hr):
+        seen.append((sr, hr))
+        return 0.0
+
+    scores.measure(zoo.load("bicubic"), find("photos-valid"), judge, frechet=count)
+    for pair, same in zip(count.pairs, seen, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(pair, same, strict=True))
+
+
+@pytest.mark.parametrize("distance", [None, "LPIPS-alex"])
+def test_csv_keeps_every_digit(tmp_path, distance):
+    figures = [
+        scores.Figures("a, b", 27.123456789012345, 1 / 3, 0.1, 50.0),
+        scores.Figures("köln", math.inf, 1.0, 2 / 7, 50.0),
+    ]
+    scores.write_csv(figures, tmp_path / "new" / "scores.csv", distance)
+    with open(tmp_path / "new" / "scores.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["image", "psnr", "ssim", *([distance] if distance else [])]
+    for row, want in zip(rows, [*figures, scores.mean(figures)], strict=True):
+        assert (row["image"], float(row["psnr"]), float(row["ssim"])) == (
+            want.image, want.psnr, want.ssim,
+        )  # fmt: skip
+        assert not distance or float(row[distance]) == want.distance

@@ -4,9 +4,8 @@ Every choice that moves the number is a field of :class:`Protocol`; the defaults
 super-resolution literature, under which bicubic x4 reads 28.42 dB / 0.8104 on Set5.
 """
 
-import csv
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -130,14 +129,20 @@ def evaluate(
     scores = []
     for file in tqdm(files, desc="evaluating", unit="image", disable=not progress):
         hr = crop_to_multiple(read_image(file), model.scale).to(device)
-        if min(hr.shape[-2:]) < 11 + 2 * protocol.shave:
-            raise SrlabError(
-                f"{file} is too small to be scored: SSIM's window needs {11 + 2 * protocol.shave} "
-                f"pixels a side, shaving included. Leave it out."
-            )
+        require_size(file, hr, protocol)
         sr = upscale(model, downsample(hr, model.scale), tile)
         scores.append(Score(Path(file).stem, *compare(sr, hr, protocol, is_grey(file))))
     return scores
+
+
+def require_size(file: Path, hr: Tensor, protocol: Protocol = PUBLISHED) -> None:
+    """Raise SrlabError if an image is smaller than SSIM's window."""
+    needed = 11 + 2 * protocol.shave
+    if min(hr.shape[-2:]) < needed:
+        raise SrlabError(
+            f"{file} is too small to be scored: SSIM's window needs {needed} pixels a side, "
+            "shaving included. Leave it out."
+        )
 
 
 def mean(scores: Sequence[Score]) -> Score:
@@ -159,13 +164,3 @@ def mean_psnr(model: nn.Module, files: Sequence[Path], device: torch.device | st
         sr = upscale(model, downsample(hr, model.scale))
         total += float(psnr(*prepare(sr, hr, PUBLISHED, is_grey(file))))
     return total / len(files)
-
-
-def write_csv(scores: Sequence[Score], path: Path | str) -> None:
-    """One row an image and a last one named ``mean``; full precision."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(f.name for f in fields(Score))
-        writer.writerows((s.image, s.psnr, s.ssim) for s in [*scores, mean(scores)])
