@@ -1,6 +1,8 @@
 """The command line: ``srlab fetch | train | evaluate | upscale | course | bench | ...``."""
 
+import signal
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,9 +10,11 @@ from typing import Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from srlab.errors import SrlabError
+from srlab.files import printable
 
 app = typer.Typer(
     add_completion=False,
@@ -329,7 +333,7 @@ def evaluate(
     scores = protocol.evaluate(generator, files, rules, device=device, tile=tile, progress=True)
     table = _table("image", ">PSNR (dB)", ">SSIM")
     for row in [*scores, protocol.mean(scores)]:
-        table.add_row(row.image, f"{row.psnr:.2f}", f"{row.ssim:.4f}")
+        table.add_row(escape(printable(row.image)), f"{row.psnr:.2f}", f"{row.ssim:.4f}")
     Console().print(table)
     print(f"{model} on {dataset}, x{generator.scale}: {asdict(rules)}")
     if csv:
@@ -403,7 +407,7 @@ def upscale(
         for o in outcomes:
             if not o.error:
                 size = f"{o.width} x {o.height} pixels, {o.seconds:.1f} s"
-                print(f"{o.source} -> {o.target} ({size})")
+                print(printable(f"{o.source} -> {o.target} ({size})"))
     if failed and len(outcomes) == 1:
         raise SrlabError(failed[0].error)
     if failed:
@@ -535,14 +539,14 @@ def course_site(
 
 
 def _parameters(pairs: list[str]) -> dict[str, Any]:
-    import yaml
+    from srlab.course.settings import read_yaml
 
     parsed = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
             raise SrlabError(f"-p {pair}: write NAME=VALUE.")
-        parsed[name] = yaml.safe_load(value)
+        parsed[name] = read_yaml(value)
     return parsed
 
 
@@ -571,11 +575,22 @@ def _table(*columns: str) -> Table:
 
 
 def main() -> None:
-    """Entry point: an :class:`SrlabError` becomes one line and exit status 1."""
+    """Entry point: an :class:`SrlabError` becomes one line and exit status 1.
+
+    SIGTERM ends the program as Ctrl-C does, so that it can clear up, with status 143.
+    """
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except SrlabError as error:
-        print(f"srlab: {error}", file=sys.stderr)
+        print(f"srlab: {printable(error)}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        why = error.strerror or error
+        advice = "make room there, or name another place"
+        print(f"srlab: {printable(f'{where}{why}')}: {advice}.", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("srlab: interrupted", file=sys.stderr)

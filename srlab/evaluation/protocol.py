@@ -17,7 +17,7 @@ from srlab.degradation import crop_to_multiple, downsample, quantize, resize
 from srlab.errors import SrlabError
 from srlab.evaluation.metrics import psnr, ssim
 from srlab.evaluation.upscale import upscale
-from srlab.images import is_grey, luma, read_image
+from srlab.images import is_grey, luma, read_image, replacing
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,12 @@ def compare(
     Args:
         sr, hr: (3, H, W) float RGB in [0, 1]; ``sr`` may overshoot.
         grey: the file holds one luminance channel (see :attr:`Protocol.grey`).
+
+    Raises:
+        SrlabError: ``sr`` is not finite.
     """
+    if not sr.isfinite().all():
+        raise SrlabError("the model's result is not finite: its training has diverged.")
     sr, hr = prepare(sr, hr, protocol, grey)
     return float(psnr(sr, hr)), float(ssim(sr, hr))
 
@@ -163,9 +168,7 @@ def mean_psnr(model: nn.Module, files: Sequence[Path], device: torch.device | st
 
 def write_csv(scores: Sequence[Score], path: Path | str) -> None:
     """One row an image and a last one named ``mean``; full precision."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with replacing(Path(path)) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(f.name for f in fields(Score))
         writer.writerows((s.image, s.psnr, s.ssim) for s in [*scores, mean(scores)])

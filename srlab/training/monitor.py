@@ -1,7 +1,6 @@
 """What a run tells while it goes: a CSV log, a progress bar, an alarm for NaN, a clean stop."""
 
 import csv
-import os
 import signal
 import threading
 import time
@@ -14,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from srlab.errors import SrlabError
+from srlab.files import whole
 from srlab.training.state import writing
 
 
@@ -77,13 +77,10 @@ class Monitor:
             return
         with writing(self.path):
             rows = [r for r in read_rows(self.path) if int(r["step"]) <= step] if step else []
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self.path.with_suffix(".tmp")
-            with open(temporary, "w", newline="") as file:
+            with whole(self.path) as temporary, open(temporary, "w", newline="") as file:
                 writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
                 writer.writeheader()
                 writer.writerows(rows)
-            os.replace(temporary, self.path)
             self.board = _tensorboard(self.path.parent / "tensorboard", step)
 
     def step(self, step: int, values: dict[str, Tensor]) -> None:
