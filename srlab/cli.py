@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from srlab.errors import SrlabError
-from srlab.files import printable
+from srlab.files import only_here, printable
 
 app = typer.Typer(
     add_completion=False,
@@ -175,7 +175,8 @@ def train(
     """Train a generator, or go on with a run that was stopped.
 
     `srlab train wdrn` trains for PSNR. `srlab train wdrn-vgg-wgan --init runs/wdrn` plays the
-    adversarial game from there, its batch norm folded. Ctrl-C saves; the same command goes on.
+    adversarial game from there, its batch norm folded. Ctrl-C and SIGTERM save (status 130 and
+    143); the same command goes on.
     Several GPUs: `torchrun --nproc-per-node 4 -m srlab train ...`; --batch-size is that of each.
     """
     from copy import deepcopy
@@ -238,25 +239,30 @@ def train(
     def trial(precision: str, engine: Any, n: int, where: Path, on_step: Any) -> None:
         quiet = {"steps": n, "validate_every": 0, "checkpoint_every": 0}
         state = bank.state_dict()
-        train_it(
+        tried = train_it(
             where, generator=deepcopy(generator), settings=chosen | quiet, on_step=on_step,
             engine=engine, fabric=default_fabric(device, precision), progress=False,
         )  # fmt: skip
         bank.load_state_dict(state)
+        if tried.signal:
+            sys.exit(128 + tried.signal)
 
-    plan = budget.make(
-        folder, trial, fabric.device, engine=engine, minutes=minutes,
-        steps=None if minutes is not None else chosen["steps"],
-    )  # fmt: skip
-    how = ENGINES[plan.engine]
-    if minutes is not None:
-        chosen["steps"] = plan.steps
-    if speaks:
-        print(f"{model}: {chosen['steps']:,} steps, engine {plan.engine}; {chosen}", flush=True)
-    result = train_it(
-        folder, generator=generator, settings=chosen, held_out=held_out, engine=how.engine,
-        fabric=default_fabric(device, how.precision),
-    )  # fmt: skip
+    with only_here(folder, "a training") if speaks else nullcontext():
+        plan = budget.make(
+            folder, trial, fabric.device, engine=engine, minutes=minutes,
+            steps=None if minutes is not None else chosen["steps"],
+        )  # fmt: skip
+        how = ENGINES[plan.engine]
+        if minutes is not None:
+            chosen["steps"] = plan.steps
+        if speaks:
+            print(f"{model}: {chosen['steps']:,} steps, engine {plan.engine}; {chosen}", flush=True)
+        result = train_it(
+            folder, generator=generator, settings=chosen, held_out=held_out, engine=how.engine,
+            fabric=default_fabric(device, how.precision),
+        )  # fmt: skip
+    if result.signal:
+        sys.exit(128 + result.signal)
     if speaks:
         print(
             f"{result.step} steps in {folder}, {result.patches_per_second:.0f} patches/s. "
@@ -425,7 +431,8 @@ def bench(
     if context.invoked_subcommand is None:
         from srlab.bench import run_bench
 
-        run_bench(out, quick)
+        with _alone(out):
+            run_bench(out, quick)
 
 
 @app.command()
@@ -468,10 +475,11 @@ def bench_train(
     """Training speed with each trick of the engine: patches/s, use of the peak, wait for data."""
     from srlab.bench_train import run_bench_train
 
-    run_bench_train(
-        out, game=game, quick=quick, model=model, batch_size=batch_size, patch_size=patch_size,
-        steps=steps, peak_tflops=peak, device=device,
-    )  # fmt: skip
+    with _alone(out):
+        run_bench_train(
+            out, game=game, quick=quick, model=model, batch_size=batch_size, patch_size=patch_size,
+            steps=steps, peak_tflops=peak, device=device,
+        )  # fmt: skip
 
 
 @bench_app.command("upscale")
@@ -492,10 +500,11 @@ def bench_upscale(
     """Upscaling speed by engine: torch plain, folded, channels_last, bf16; ONNX Runtime."""
     from srlab.bench_upscale import MODELS, run_bench_upscale
 
-    run_bench_upscale(
-        out, models=tuple(model or MODELS), picture=picture, side=side, rounds=rounds,
-        compile=compile, device=device,
-    )  # fmt: skip
+    with _alone(out):
+        run_bench_upscale(
+            out, models=tuple(model or MODELS), picture=picture, side=side, rounds=rounds,
+            compile=compile, device=device,
+        )  # fmt: skip
 
 
 @course_app.command("run")
@@ -564,6 +573,11 @@ def _find(name: str) -> list[Path]:
     from srlab.datasets import find
 
     return find(name)
+
+
+def _alone(out: Path | None) -> AbstractContextManager[None]:
+    """Only one process at a time measures for this file."""
+    return only_here(out.parent, "a benchmark", f".{out.name}.lock") if out else nullcontext()
 
 
 def _table(*columns: str) -> Table:

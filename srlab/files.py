@@ -91,6 +91,9 @@ def only_here(folder: Path, work: str, file: str = LOCK) -> Iterator[None]:
         path.write_text(f"{os.getpid()}\n")
         yield
     finally:
+        if lock.lock_counter == 1:
+            with suppress(OSError):
+                path.unlink()  # while it is held: who waits for it notices, and makes a new one
         lock.release()
 
 

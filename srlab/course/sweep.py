@@ -46,7 +46,7 @@ from srlab.course.paths import CourseError
 from srlab.course.run import read_chapters
 from srlab.course.settings import check_type, read_profile, read_yaml, refuse_unknown
 from srlab.errors import SrlabError
-from srlab.files import write_text
+from srlab.files import only_here, write_text
 
 ATTEMPTS = 2
 Start = Callable[[dict[str, Any]], Future]
@@ -168,13 +168,13 @@ def run_sweep(
         raise SweepError(f"--jobs must be at least 1, got {jobs}.")
     folder = Path(out or paths.runs_folder() / "sweeps" / Path(file).stem).resolve()
     paths.make_folder(folder)
-    manifest = Manifest(folder / "manifest.json")
-    with _cluster(ray) if ray else _here(jobs) as start:
+    with only_here(folder, "a sweep"), _cluster(ray) if ray else _here(jobs) as start:
+        manifest = Manifest(folder / "manifest.json")
         if sweep.grid:
             keys = _run_grid(sweep, folder, manifest, start)
         else:
             keys = _run_study(sweep, folder, manifest, start, jobs)
-    _write_results(folder / "results.csv", manifest, keys)
+        _write_results(folder / "results.csv", manifest, keys)
     failed = [key for key in keys if manifest.runs[key]["status"] != "done"]
     print(f"{len(keys) - len(failed)} of {len(keys)} runs done; {folder / 'results.csv'}")
     if failed:
