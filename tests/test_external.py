@@ -3,6 +3,7 @@
 import builtins
 import pickle
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -274,3 +275,21 @@ def test_protocol_scores_it_like_any_generator(photos, tmp_path):
     ours = load_external(saved(random_network("ESRGAN"), tmp_path / "their.pth"))
     (score,) = protocol.evaluate(ours, [photos / "cat.png"])
     assert 0 < score.psnr < 40
+
+
+def test_a_file_cannot_ask_for_more_than_it_holds(tmp_path):
+    """A deflated archive, a tensor without its numbers, a name that counts a million layers."""
+    plain, file = tmp_path / "plain.pth", tmp_path / "a.pth"
+    torch.save({"weight": torch.zeros(10**6)}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
+        for member in source.infolist():
+            out.writestr(member.filename, source.read(member))
+    with pytest.raises(ExternalError, match="compressed"):
+        load_external(file)
+    for weights in (
+        {"weight": torch.zeros(1).expand(10**7)},
+        {"params": {"body.1000000.weight": torch.zeros(3)}},
+    ):
+        torch.save(weights, file)
+        with pytest.raises(ExternalError, match="larger network than it holds weights for"):
+            load_external(file)
