@@ -21,6 +21,7 @@ from srlab.datasets import DATASETS, find, status
 from srlab.errors import SrlabError
 from srlab.evaluation import perceptual
 from srlab.evaluation.scores import measure
+from srlab.files import only_here
 from srlab.models import vgg, zoo
 from srlab.models.critics import Discriminator, NoCritic, VGGCritic
 from srlab.models.generators import WDRN, SRResNet, fold
@@ -165,8 +166,20 @@ def run(
         raise AblationError(f"no profile {profile!r}: choose one of {', '.join(SCALES)}.")
     if unknown := [name for name in names if name not in ROWS]:
         raise AblationError(f"no row {unknown[0]!r}: choose among {', '.join(ROWS)}.")
-    folder, scale = Path(folder), SCALES[profile]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(folder)
+    with only_here(folder, "an ablation"):
+        return _run(folder, profile, names, trainings, device, say)
+
+
+def _run(
+    folder: Path,
+    profile: str,
+    names: list[str],
+    trainings: Path | str | None,
+    device: str,
+    say: Callable[[str], None],
+) -> Path:
+    scale = SCALES[profile]
     done = {(line["row"], line["seed"]) for line in read(folder / "runs.csv", RUN_COLUMNS)}
     _forget_unfinished(folder / "scores.csv", done)
     todo = [(n, s) for s in range(scale.seeds) for n in names if (n, str(s)) not in done]

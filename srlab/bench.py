@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from srlab import losses
 from srlab.datasets import find
 from srlab.degradation import downsample
+from srlab.files import write_text
 from srlab.images import read_image, write_image
 from srlab.models.generators import SRResNet
 from srlab.patches import PatchBank, dihedral
@@ -79,8 +80,7 @@ def run_bench(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
     console.print(f"The bank is {ratio:.0f} times the loader that opens PNG files.")
     report = {"machine": machine, "patches_per_second": results}
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report, indent=2) + "\n")
+        write_text(out, json.dumps(report, indent=2) + "\n")
     return report
 
 

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from srlab.bench import describe_machine
+from srlab.files import write_text
 from srlab.models import zoo
 from srlab.patches import PatchBank
 from srlab.training import recipes
@@ -161,8 +162,7 @@ def run_bench_train(
         "variants": {name: asdict(timing) for name, timing in timings.items()},
     }
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report, indent=2) + "\n")
+        write_text(out, json.dumps(report, indent=2) + "\n")
     return report
 
 

@@ -25,6 +25,7 @@ from srlab.datasets import find
 from srlab.degradation import crop_to_multiple, downsample
 from srlab.errors import SrlabError
 from srlab.evaluation.metrics import psnr
+from srlab.files import write_text
 from srlab.images import read_image
 from srlab.models import zoo
 from srlab.models.generators import fold
@@ -109,8 +110,7 @@ def run_bench_upscale(
             "fastest": fastest,
         }
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report, indent=2) + "\n")
+        write_text(out, json.dumps(report, indent=2) + "\n")
     return report
 
 

@@ -1,6 +1,8 @@
 """The command line: ``srlab fetch | train | evaluate | upscale | course | bench | ...``."""
 
+import signal
 import sys
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,9 +10,11 @@ from typing import Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from srlab.errors import SrlabError
+from srlab.files import only_here, printable
 
 app = typer.Typer(
     add_completion=False,
@@ -174,7 +178,8 @@ def train(
     """Train a generator, or go on with a run that was stopped.
 
     `srlab train wdrn` trains for PSNR. `srlab train wdrn-vgg-wgan --init runs/wdrn` plays the
-    adversarial game from there, its batch norm folded. Ctrl-C saves; the same command goes on.
+    adversarial game from there, its batch norm folded. Ctrl-C and SIGTERM save (status 130 and
+    143); the same command goes on.
     Several GPUs: `torchrun --nproc-per-node 4 -m srlab train ...`; --batch-size is that of each.
     """
     from copy import deepcopy
@@ -237,25 +242,30 @@ def train(
     def trial(precision: str, engine: Any, n: int, where: Path, on_step: Any) -> None:
         quiet = {"steps": n, "validate_every": 0, "checkpoint_every": 0}
         state = bank.state_dict()
-        train_it(
+        tried = train_it(
             where, generator=deepcopy(generator), settings=chosen | quiet, on_step=on_step,
             engine=engine, fabric=default_fabric(device, precision), progress=False,
         )  # fmt: skip
         bank.load_state_dict(state)
+        if tried.signal:
+            sys.exit(128 + tried.signal)
 
-    plan = budget.make(
-        folder, trial, fabric.device, engine=engine, minutes=minutes,
-        steps=None if minutes is not None else chosen["steps"],
-    )  # fmt: skip
-    how = ENGINES[plan.engine]
-    if minutes is not None:
-        chosen["steps"] = plan.steps
-    if speaks:
-        print(f"{model}: {chosen['steps']:,} steps, engine {plan.engine}; {chosen}", flush=True)
-    result = train_it(
-        folder, generator=generator, settings=chosen, held_out=held_out, engine=how.engine,
-        fabric=default_fabric(device, how.precision),
-    )  # fmt: skip
+    with only_here(folder, "a training") if speaks else nullcontext():
+        plan = budget.make(
+            folder, trial, fabric.device, engine=engine, minutes=minutes,
+            steps=None if minutes is not None else chosen["steps"],
+        )  # fmt: skip
+        how = ENGINES[plan.engine]
+        if minutes is not None:
+            chosen["steps"] = plan.steps
+        if speaks:
+            print(f"{model}: {chosen['steps']:,} steps, engine {plan.engine}; {chosen}", flush=True)
+        result = train_it(
+            folder, generator=generator, settings=chosen, held_out=held_out, engine=how.engine,
+            fabric=default_fabric(device, how.precision),
+        )  # fmt: skip
+    if result.signal:
+        sys.exit(128 + result.signal)
     if speaks:
         print(
             f"{result.step} steps in {folder}, {result.patches_per_second:.0f} patches/s. "
@@ -348,7 +358,7 @@ def evaluate(
     table = _table("image", ">PSNR (dB)", ">SSIM", *([f">{judge.label}"] if judge else []))
     for row in [*found, scores.mean(found)]:
         last = [f"{row.distance:.4f}"] if judge else []
-        table.add_row(row.image, f"{row.psnr:.2f}", f"{row.ssim:.4f}", *last)
+        table.add_row(escape(printable(row.image)), f"{row.psnr:.2f}", f"{row.ssim:.4f}", *last)
     Console().print(table)
     if patches:
         print(f"Fréchet distance of the set's patches, as a share of HR's: {patches.compute():.4f}")
@@ -424,7 +434,7 @@ def upscale(
         for o in outcomes:
             if not o.error:
                 size = f"{o.width} x {o.height} pixels, {o.seconds:.1f} s"
-                print(f"{o.source} -> {o.target} ({size})")
+                print(printable(f"{o.source} -> {o.target} ({size})"))
     if failed and len(outcomes) == 1:
         raise SrlabError(failed[0].error)
     if failed:
@@ -442,7 +452,8 @@ def bench(
     if context.invoked_subcommand is None:
         from srlab.bench import run_bench
 
-        run_bench(out, quick)
+        with _alone(out):
+            run_bench(out, quick)
 
 
 @app.command()
@@ -485,10 +496,11 @@ def bench_train(
     """Training speed with each trick of the engine: patches/s, use of the peak, wait for data."""
     from srlab.bench_train import run_bench_train
 
-    run_bench_train(
-        out, game=game, quick=quick, model=model, batch_size=batch_size, patch_size=patch_size,
-        steps=steps, peak_tflops=peak, device=device,
-    )  # fmt: skip
+    with _alone(out):
+        run_bench_train(
+            out, game=game, quick=quick, model=model, batch_size=batch_size, patch_size=patch_size,
+            steps=steps, peak_tflops=peak, device=device,
+        )  # fmt: skip
 
 
 @bench_app.command("upscale")
@@ -509,10 +521,11 @@ def bench_upscale(
     """Upscaling speed by engine: torch plain, folded, channels_last, bf16; ONNX Runtime."""
     from srlab.bench_upscale import MODELS, run_bench_upscale
 
-    run_bench_upscale(
-        out, models=tuple(model or MODELS), picture=picture, side=side, rounds=rounds,
-        compile=compile, device=device,
-    )  # fmt: skip
+    with _alone(out):
+        run_bench_upscale(
+            out, models=tuple(model or MODELS), picture=picture, side=side, rounds=rounds,
+            compile=compile, device=device,
+        )  # fmt: skip
 
 
 @course_app.command("run")
@@ -556,14 +569,14 @@ def course_site(
 
 
 def _parameters(pairs: list[str]) -> dict[str, Any]:
-    import yaml
+    from srlab.course.settings import read_yaml
 
     parsed = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
             raise SrlabError(f"-p {pair}: write NAME=VALUE.")
-        parsed[name] = yaml.safe_load(value)
+        parsed[name] = read_yaml(value)
     return parsed
 
 
@@ -583,6 +596,11 @@ def _find(name: str) -> list[Path]:
     return find(name)
 
 
+def _alone(out: Path | None) -> AbstractContextManager[None]:
+    """Only one process at a time measures for this file."""
+    return only_here(out.parent, "a benchmark", f".{out.name}.lock") if out else nullcontext()
+
+
 def _table(*columns: str) -> Table:
     """A plain table; a column whose title begins with ``>`` holds numbers."""
     table = Table(header_style="bold", box=box.SIMPLE_HEAD)
@@ -592,11 +610,22 @@ def _table(*columns: str) -> Table:
 
 
 def main() -> None:
-    """Entry point: an :class:`SrlabError` becomes one line and exit status 1."""
+    """Entry point: an :class:`SrlabError` becomes one line and exit status 1.
+
+    SIGTERM ends the program as Ctrl-C does, so that it can clear up, with status 143.
+    """
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except SrlabError as error:
-        print(f"srlab: {error}", file=sys.stderr)
+        print(f"srlab: {printable(error)}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        why = error.strerror or error
+        advice = "make room there, or name another place"
+        print(f"srlab: {printable(f'{where}{why}')}: {advice}.", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("srlab: interrupted", file=sys.stderr)

@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 
 from srlab.download import DownloadError, download, require_space
 from srlab.errors import SrlabError
-from srlab.images import ImageError, list_images
+from srlab.files import only_here
+from srlab.images import IMAGE_SUFFIXES, ImageError, list_images
 
 
 class DatasetError(SrlabError):
@@ -276,10 +277,11 @@ def fetch(name: str, into: str | Path | None = None, progress: bool = True) -> l
     root, shared = roots[0], [s for s in DATASETS.values() if s.url == image_set.url]
     try:
         root.mkdir(parents=True, exist_ok=True)
-        archive = _archive(image_set, root, progress)
-        wanted = [s for s in shared if len(_locate(s, [root])[1]) < s.needed]
-        _unpack(archive, wanted, progress)
-        archive.unlink()
+        with only_here(root, "a download"):
+            archive = _archive(image_set, root, progress)
+            wanted = [s for s in shared if len(_locate(s, [root])[1]) < s.needed]
+            _unpack(archive, wanted, progress)
+            archive.unlink()
     except OSError as error:
         why = error.strerror or error
         raise DatasetError(f"Cannot write to {root} ({why}): name another folder.") from error
@@ -333,11 +335,12 @@ def _unpack(archive: Path, sets: Sequence[ImageSet], progress: bool) -> None:
             for image_set in sets:
                 folder = scratch / image_set.folders[0]
                 folder.mkdir(parents=True)
-                wanted = [m for m in members if m.path.parent == PurePosixPath(image_set.member)]
+                member = PurePosixPath(image_set.member)
+                wanted = [m for m in members if m.path.parent == member and _is_picture(m.path)]
                 for m in tqdm(wanted, desc=f"unpacking {image_set.name}", disable=not progress):
                     with m.open() as source, (folder / m.path.name).open("wb") as target:
                         shutil.copyfileobj(source, target, 1 << 20)
-                if (found := len(_images(folder))) < image_set.count:
+                if (found := len(_images(folder))) != image_set.count:
                     raise DatasetError(
                         f"{archive} holds {found} of the {image_set.count} images of "
                         f"{image_set.name} in {image_set.member}: delete it and fetch again."
@@ -347,6 +350,10 @@ def _unpack(archive: Path, sets: Sequence[ImageSet], progress: bool) -> None:
         raise DatasetError(f"{archive} cannot be unpacked ({error}): delete it.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _is_picture(path: PurePosixPath) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def _move_in(folder: Path, final: Path) -> None:

@@ -122,7 +122,12 @@ def downsample(hr: Tensor, scale: int = 4) -> Tensor:
 
     Returns:
         (..., 3, H / scale, W / scale) float in [0, 1].
+
+    Raises:
+        ValueError: a scale that is not a whole number from 1 on.
     """
+    if scale != int(scale) or scale < 1:
+        raise ValueError(f"scale must be a whole number from 1 on, got {scale}: 4 is usual")
     return quantize(resize(hr, 1 / scale))
 
 

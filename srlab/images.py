@@ -14,13 +14,12 @@ import struct
 import sys
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from srlab.errors import SrlabError
+from srlab.files import whole
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -35,6 +35,12 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 FORMATS |= {".tif": "TIFF", ".tiff": "TIFF"}
 _LARGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
+
+# Bytes that reading may take. Python and torch hold about 0.6 GB before: 2 GB in all.
+MOST_BYTES = 1_350_000_000
+_ROWS = 256  # worked on at once
+# Bytes a pixel that decoders hold beside Pillow's picture: libwebp its canvases, libtiff a strip.
+_DECODERS = {"WEBP": 12, "TIFF": 4}
 
 # Not all that Pillow knows: it would hand PostScript to an interpreter, for one.
 _READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
@@ -81,8 +87,12 @@ class Picture:
         """Without alpha, as it looks on white paper."""
         if not self.has_alpha:
             return self
-        samples = self.samples / np.float32(np.iinfo(self.samples.dtype).max)
-        return Picture(_from_float(_on_white(samples), self.samples.dtype), self.icc)
+        height, width, channels = self.samples.shape
+        result = np.empty((height, width, channels - 1), self.samples.dtype)
+        for top in range(0, height, _ROWS):
+            band = self.samples[top : top + _ROWS] / np.float32(np.iinfo(result.dtype).max)
+            result[top : top + _ROWS] = _from_float(_on_white(band), result.dtype)
+        return Picture(result, self.icc)
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -112,17 +122,16 @@ def read_image(path: str | Path) -> Tensor:
     already, for nothing in the file says what white is. Of several frames, the first.
 
     Raises:
-        ImageError: a missing, empty, damaged or unsupported file, or one with more than twice
-            ``PIL.Image.MAX_IMAGE_PIXELS`` (in all about 179 million) pixels.
+        ImageError: a missing, empty, damaged or unsupported file, one that ends before its picture
+            does, or one with more than twice ``PIL.Image.MAX_IMAGE_PIXELS`` (in all about 179
+            million) pixels or so many that they would take more than :data:`MOST_BYTES`.
     """
-    pixels = _decode(path)
-    return to_float(pixels) if pixels.dtype == torch.uint8 else pixels
+    return _decode(path, torch.float32)
 
 
 def read_image_u8(path: str | Path) -> Tensor:
     """As :func:`read_image`, but (3, H, W) uint8: a quarter of the memory, 16 bits rounded to 8."""
-    pixels = _decode(path)
-    return pixels if pixels.dtype == torch.uint8 else to_uint8(pixels)
+    return _decode(path, torch.uint8)
 
 
 def read_picture(source: str | Path | BytesIO | Image.Image) -> Picture:
@@ -141,13 +150,11 @@ def read_picture(source: str | Path | BytesIO | Image.Image) -> Picture:
     if isinstance(source, Image.Image):
         with _explained(source):
             image = source.copy()
-            samples = _samples(_upright(image), source)
+            samples, icc = _samples(_upright(image), source), image.info.get("icc_profile")
     else:
-        with _opened(source) as image:
-            samples = _file_samples(image, source)
+        samples, icc = _file_samples(source)
     if samples.dtype == np.float32:
         samples = _from_float(samples, np.uint16)
-    icc = image.info.get("icc_profile")
     space = b"GRAY" if samples.shape[2] < 3 else b"RGB "
     if not isinstance(icc, bytes) or icc[16:20] != space or icc[36:40] != b"acsp":
         icc = None
@@ -189,7 +196,8 @@ def write_image(image: Tensor, path: str | Path) -> None:
         path: ends in one of :data:`IMAGE_SUFFIXES`.
 
     Raises:
-        ImageError: an unknown suffix, NaN pixels, or a place that cannot be written.
+        ImageError: an unknown suffix, pixels that are not finite or go up to 255, or a place that
+            cannot be written.
         ValueError: another shape or dtype.
     """
     path = Path(path)
@@ -202,8 +210,13 @@ def write_image(image: Tensor, path: str | Path) -> None:
         raise ImageError(f"{path} is a folder: give the image a file name in it.")
     if suffix not in IMAGE_SUFFIXES:
         raise ImageError(f"{path} cannot be written: use one of {', '.join(IMAGE_SUFFIXES)}.")
-    if image.isnan().any():
-        raise ImageError(f"{path} was not written: the image holds NaN, so its model has diverged.")
+    if image.is_floating_point():
+        if not image.isfinite().all():
+            why = "the image holds NaN or infinity, so its model has diverged"
+            raise ImageError(f"{path} was not written: {why}.")
+        if (most := image.amax().item()) > 2:  # more than any overshoot
+            why = f"the image holds {most:g}; divide it by 255, floats are from 0 to 1"
+            raise ImageError(f"{path} was not written: {why}.")
     pixels = image if image.dtype == torch.uint8 else to_uint8(image)
     pixels = pixels.permute(1, 2, 0).cpu().numpy()
     with replacing(path, suffix) as temporary:
@@ -213,25 +226,18 @@ def write_image(image: Tensor, path: str | Path) -> None:
 
 @contextmanager
 def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place if the body succeeds.
-
-    Whatever happens, no half-written file bears the name ``path``. Missing folders are made.
+    """:func:`srlab.files.whole`, with what goes wrong in one sentence.
 
     Raises:
         ImageError: any error of the body that is not an SrlabError already.
     """
-    temporary = path.with_name(f".{uuid4().hex}{suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
+        with whole(path, suffix) as temporary:
+            yield temporary
     except SrlabError:
         raise
     except Exception as error:
         raise ImageError(f"{path} could not be written: {_describe(error)}.") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def check_size(kind: str, height: int, width: int) -> None:
@@ -359,44 +365,93 @@ def _name(source: str | Path | BytesIO | Image.Image) -> str:
     return str(source) if isinstance(source, str | Path) else "the given picture"
 
 
-def _decode(path: str | Path) -> Tensor:
-    """(3, H, W) RGB: uint8, or float32 in [0, 1] where 8 bits would round something away."""
-    with _opened(path) as image:
-        samples = _file_samples(image, path)
-    alpha = samples.shape[2] in (2, 4)
-    if samples.dtype == np.uint16 or alpha:
-        samples = samples / np.float32(np.iinfo(samples.dtype).max)
-    if alpha:
-        samples = _on_white(samples)
-    return torch.from_numpy(samples).permute(2, 0, 1).expand(3, -1, -1).contiguous()
+def _decode(path: str | Path, dtype: torch.dtype) -> Tensor:
+    """(3, H, W) RGB, as uint8 or as float32 in [0, 1]."""
+    samples, _ = _file_samples(path, 3 * dtype.itemsize)
+    height, width, channels = samples.shape
+    pixels = torch.empty(3, height, width, dtype=dtype)
+    for top in range(0, height, _ROWS):
+        band = samples[top : top + _ROWS]
+        if band.dtype == np.uint16 or channels in (2, 4):
+            band = band / np.float32(np.iinfo(band.dtype).max)
+        if channels in (2, 4):
+            band = _on_white(band)
+        part = torch.from_numpy(band).permute(2, 0, 1)
+        if part.dtype != dtype:
+            part = to_float(part) if part.dtype == torch.uint8 else to_uint8(part)
+        pixels[:, top : top + _ROWS] = part
+    return pixels
 
 
-def _file_samples(image: Image.Image, source: str | Path | BytesIO) -> np.ndarray:
-    """The samples of a file just opened: (H, W, 1 to 4) uint8, uint16, or float32 in [0, 1]."""
-    rawmode = _rawmode(image)
-    _refuse_misread(image, source)
-    if rawmode not in _LOW_BYTE:
-        return _samples(_upright(image), source)
-    samples = np.array(_upright(image)).astype(np.uint16) << 8 | _low_bytes(source)
-    return samples[..., [0, 3]] if rawmode == "LA;16B" else samples
+def _file_samples(
+    source: str | Path | BytesIO, more: int | None = None
+) -> tuple[np.ndarray, bytes | None]:
+    """The samples of a file, (H, W, 1 to 4) uint8, uint16, or float32 in [0, 1]; its ICC profile.
+
+    Args:
+        more: bytes a pixel that the caller will add, by default those of a copy.
+    """
+    with _opened(source) as image:
+        rawmode, icc = _rawmode(image), image.info.get("icc_profile")
+        _refuse_misread(image, source)
+        _refuse_partial(image, source)
+        _refuse_large(image, source, more)
+        header = image.format, image.size, bool(image.info.get("interlace"))
+        samples = _samples(_upright(image), source)
+    del image  # and Pillow's memory with it
+    _refuse_filled_up(*header, source, samples)
+    if rawmode in _LOW_BYTE:
+        samples = samples.astype(np.uint16)
+        samples <<= 8
+        with _opened(source) as image:
+            for rows, low in _bands(_upright(_with_low_bytes(image))):
+                samples[rows] |= low[..., [1, 1, 1, 3]] if rawmode == "LA;16B" else low
+    return (samples[..., [0, 3]] if rawmode == "LA;16B" else samples), icc
 
 
 def _samples(image: Image.Image, source: str | Path | BytesIO | Image.Image) -> np.ndarray:
-    """As :func:`_file_samples`, from what Pillow has decoded."""
+    """The samples of a picture that Pillow has decoded, as in :func:`_file_samples`."""
+    if image.mode == "I":
+        raise ImageError(
+            f"{_name(source)} holds integers of unknown range: save it as 8 or 16 bit."
+        )
     if image.mode.startswith("I;16"):
-        samples = np.array(image).astype(np.uint16)  # in native byte order
-    elif image.mode == "F":
-        samples = np.array(image)
+        return _array(image, np.uint16)  # in native byte order
+    if image.mode == "F":
+        samples = _array(image, np.float32)
         if not (samples.min() >= 0 and samples.max() <= 1):
             found = f"{samples.min():g} to {samples.max():g}"
             name = _name(source)
             raise ImageError(f"{name} holds floats from {found}: scale them to [0, 1] first.")
-    elif image.mode == "CMYK":
-        samples = np.array(_cmyk_to_rgb(image))
-    else:
-        colour = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-        samples = np.array(image.convert(colour + "A" * image.has_transparency_data))
-    return samples[..., None] if samples.ndim == 2 else samples
+        return samples
+    if image.mode == "CMYK":
+        return _array(image, np.uint8, _cmyk_to_rgb)
+    colour = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    mode = colour + "A" * image.has_transparency_data
+    return _array(image, np.uint8, lambda band: band.convert(mode))
+
+
+def _array(
+    image: Image.Image,
+    dtype: np.dtype | type,
+    convert: Callable[[Image.Image], Image.Image] = lambda band: band,
+) -> np.ndarray:
+    """A picture as (H, W, C), converted band by band: Pillow holds 4 bytes for most pixels."""
+    samples = np.empty(0, dtype)
+    for rows, band in _bands(image, convert):
+        if not samples.size:
+            samples = np.empty((image.height, *band.shape[1:]), dtype)
+        samples[rows] = band
+    return samples
+
+
+def _bands(
+    image: Image.Image, convert: Callable[[Image.Image], Image.Image] = lambda band: band
+) -> Iterator[tuple[slice, np.ndarray]]:
+    for top in range(0, image.height, _ROWS):
+        bottom = min(top + _ROWS, image.height)
+        band = np.asarray(convert(image.crop((0, top, image.width, bottom))))
+        yield slice(top, bottom), band[..., None] if band.ndim == 2 else band
 
 
 def _on_white(samples: np.ndarray) -> np.ndarray:
@@ -418,8 +473,6 @@ def _rawmode(image: Image.Image) -> str | None:
 def _refuse_misread(image: Image.Image, source: str | Path | BytesIO) -> None:
     """Refuse what Pillow would decode to wrong pixels without a word."""
     path = _name(source)
-    if image.mode == "I":
-        raise ImageError(f"{path} holds integers of unknown range: save it as 8 or 16 bit.")
     bits = image.tag_v2.get(258, (1,)) if image.format == "TIFF" else (1,)
     if bits[0] == 16:  # white as zero, or one plane per colour
         odd = image.tag_v2.get(262) == 0 or (len(bits) > 1 and image.tag_v2.get(284) == 2)
@@ -430,6 +483,103 @@ def _refuse_misread(image: Image.Image, source: str | Path | BytesIO) -> None:
         raise ImageError(f"{path} is a rare kind of TIFF ({kind}): save it as 16-bit PNG.")
 
 
+def _refuse_large(image: Image.Image, source: str | Path | BytesIO, more: int | None) -> None:
+    """Refuse a picture that would take more than :data:`MOST_BYTES` to read."""
+    wide = image.mode.startswith("I;16")
+    held = 1 if image.mode in ("1", "L", "P") else 2 if wide else 4
+    samples = {"1": 1, "L": 1, "LA": 2, "CMYK": 3, "F": 4}.get(image.mode, 2 if wide else 3)
+    samples += image.has_transparency_data and image.mode != "LA"
+    samples *= 1 + (_rawmode(image) in _LOW_BYTE)
+    decoder = _DECODERS.get(image.format or "", 6 * ("progressive" in image.info))
+    turned = image.getexif().get(274, 1) != 1
+    each = max(
+        held + max(decoder, held * turned, samples), samples + (samples if more is None else more)
+    )
+    nbytes = image.width * image.height * each
+    if nbytes > MOST_BYTES:
+        raise ImageError(
+            f"{_name(source)} has too many pixels: to read {image.width} x {image.height} of its "
+            f"kind takes {nbytes / 1e9:.1f} GB, and {MOST_BYTES / 1e9:.1f} is the most. Cut it "
+            "into parts, or save it with 8 bits and without transparency."
+        )
+
+
+def _refuse_partial(image: Image.Image, source: str | Path | BytesIO) -> None:
+    """Refuse a file whose strips or frame cover only a part of what its header promises."""
+    covered = {tile.extents for tile in image.tile if tile.extents}
+    area = sum((right - left) * (bottom - top) for left, top, right, bottom in covered)
+    if image.tile and covered and area < image.width * image.height:
+        raise _incomplete(source, image.size)
+
+
+def _refuse_filled_up(
+    kind: str | None,
+    size: tuple[int, int],
+    interlaced: bool,
+    source: str | Path | BytesIO,
+    samples: np.ndarray,
+) -> None:
+    """Refuse a PNG or JPEG whose data end early: Pillow gives zeros there, libjpeg grey.
+
+    Only a picture that ends so is looked at again.
+    """
+    if kind == "PNG" and (interlaced or not samples[-1].any()):
+        whole = _png_reaches_its_end(source)
+    elif kind == "JPEG" and (samples[-1, -1] == 128).all():
+        whole = _jpeg_reaches_its_end(source, samples)
+    else:
+        return
+    if not whole:
+        raise _incomplete(source, size)
+
+
+def _incomplete(source: str | Path | BytesIO, size: tuple[int, int]) -> ImageError:
+    return ImageError(
+        f"{_name(source)} is damaged: it does not hold the {size[0]} x {size[1]} pixels that its "
+        "header promises. Copy or download it again."
+    )
+
+
+def _png_reaches_its_end(source: str | Path | BytesIO) -> bool:
+    """Whether a PNG's compressed data hold all rows (ISO/IEC 15948, 7.2 and 8.2)."""
+    inflate, found, expected = zlib.decompressobj(), 0, 0
+    with BytesIO(source.getbuffer()) if isinstance(source, BytesIO) else open(source, "rb") as file:
+        file.seek(8)
+        while len(header := file.read(8)) == 8:
+            left, kind = struct.unpack(">I4s", header)
+            if kind == b"IHDR":
+                width, height, depth, colour, *_, interlaced = struct.unpack(
+                    ">IIBBBBB", file.read(13)
+                )
+                bits, left = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour], left - 13
+                for x, y, dx, dy in _ADAM7 if interlaced else [(0, 0, 1, 1)]:
+                    columns, rows = -(-(width - x) // dx), -(-(height - y) // dy)
+                    if columns > 0 and rows > 0:
+                        expected += rows * (1 + -(-columns * bits // 8))
+            while kind == b"IDAT" and left and (block := file.read(min(left, 1 << 12))):
+                found += len(inflate.decompress(block))
+                left -= len(block)
+            file.seek(left + 4, 1)
+    return found >= expected
+
+
+# Where the passes of an interlaced PNG begin, and their steps: x, y, x, y.
+_ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
+_ADAM7 += [(0, 1, 1, 2)]
+
+
+def _jpeg_reaches_its_end(source: str | Path | BytesIO, samples: np.ndarray) -> bool:
+    """Whether more data before the end would be ignored: else they were wanted."""
+    data = bytes(source.getbuffer()) if isinstance(source, BytesIO) else Path(source).read_bytes()
+    end = data.rfind(b"\xff\xd9")
+    if end < 0:
+        return True
+    with _opened(BytesIO(data[:end] + bytes(range(1, 128)) + data[end:])) as image:
+        if image.mode == "CMYK":  # whose colours have been converted
+            return True
+        return all((band == samples[rows]).all() for rows, band in _bands(_upright(image)))
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """The image itself, its pixels decoded and turned as the EXIF orientation says."""
     image.load()
@@ -438,16 +588,15 @@ def _upright(image: Image.Image) -> Image.Image:
     return image
 
 
-def _low_bytes(path: str | Path | BytesIO) -> np.ndarray:
-    """The low bytes of a 16-bit colour file, in the layout in which Pillow gives the high ones."""
-    with _opened(path) as image:
-        rawmode = _rawmode(image)
-        low = (_LOW_BYTE[rawmode],)
-        image.tile = [  # decoder arguments: the raw mode alone (PNG), or first of a tuple (TIFF)
-            tile._replace(args=low if tile.args == rawmode else low + tile.args[1:])
-            for tile in image.tile
-        ]
-        return np.array(_upright(image))[..., [1, 1, 1, 3] if rawmode == "LA;16B" else slice(None)]
+def _with_low_bytes(image: Image.Image) -> Image.Image:
+    """A 16-bit colour file just opened, told to give the low bytes where it gives the high ones."""
+    rawmode = _rawmode(image)
+    low = (_LOW_BYTE[rawmode],)
+    image.tile = [  # decoder arguments: the raw mode alone (PNG), or first of a tuple (TIFF)
+        tile._replace(args=low if tile.args == rawmode else low + tile.args[1:])
+        for tile in image.tile
+    ]
+    return image
 
 
 def _cmyk_to_rgb(image: Image.Image) -> Image.Image:

@@ -7,6 +7,9 @@ out of it. A pixel is one 32-bit word (red, green, blue and a spare byte), so th
 turning a crop move whole pixels; on two CPU cores that is several times faster than three bytes.
 """
 
+import hashlib
+import json
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -131,6 +134,23 @@ class PatchBank:
     def nbytes(self) -> int:
         """Bytes held by the pixels, LR and HR together."""
         return self.lr_atlas.nbytes + self.hr_atlas.nbytes
+
+    @property
+    def seed(self) -> int:
+        """Of the crops, as it was last set."""
+        return self.generator.initial_seed()
+
+    @property
+    def contents(self) -> str:
+        """Which pictures these are: how many, the first, the last, a checksum of names and sizes.
+
+        The names are those of the files without their folder: a set may lie elsewhere tomorrow.
+        """
+        names = [re.split(r"[/\\]", name)[-1] for name in self.names]
+        listed = json.dumps([names, self.boxes[:, 2:].tolist(), self.scale])
+        digest = hashlib.sha256(listed.encode(errors="replace")).hexdigest()[:12]
+        drawn = f", by detail {self.detail:g}" if self.detail else ""
+        return f"{len(names)} pictures, {names[0]} to {names[-1]} ({digest}){drawn}"
 
     def batch(
         self, batch_size: int, patch_size: int = 24, augment: bool = True

@@ -14,7 +14,6 @@ DIV2K's on average) are 4 * (1 + 1/16) bytes a pixel, 1.03 TB.
 
 import json
 import mmap
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +27,7 @@ from tqdm.auto import tqdm
 from srlab.degradation import downsample
 from srlab.download import sha256
 from srlab.errors import SrlabError
+from srlab.files import whole, write_text
 from srlab.images import to_float, to_uint8
 from srlab.patches import PatchBank, decode, landscape, pack_pixels
 
@@ -202,10 +202,9 @@ class _Shard:
         """The file first, then its line in the index: what is listed is whole."""
         path = out / f"{len(index['shards']):05}.shard"
         words = torch.cat([*self.parts, torch.zeros(PAGE // 4, dtype=torch.int32)])  # never empty
-        part = path.with_suffix(".part")
-        words.numpy().tofile(part)
-        entry = {"file": path.name, "bytes": words.nbytes, "sha256": sha256(part)}
-        os.replace(part, path)
+        with whole(path) as part:
+            words.numpy().tofile(part)
+            entry = {"file": path.name, "bytes": words.nbytes, "sha256": sha256(part)}
         index["shards"].append(entry | {"images": self.images})
         _write_index(out, index)
 
@@ -297,9 +296,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _write_index(out: Path, index: dict[str, Any]) -> None:
-    temporary = out / f".{INDEX}.tmp"
-    temporary.write_text(json.dumps(index))
-    os.replace(temporary, out / INDEX)
+    write_text(out / INDEX, json.dumps(index))
 
 
 def _problem(folder: Path, shard: dict[str, Any], verify: bool) -> str:

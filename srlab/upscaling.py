@@ -7,6 +7,7 @@ memory holds the small picture, a few tiles and at most 4 bytes for each pixel o
 import glob
 import os.path
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -25,6 +26,7 @@ from torch.nn import functional as F
 
 from srlab.errors import SrlabError
 from srlab.evaluation import upscale as tiling
+from srlab.files import printable
 from srlab.images import (
     FORMATS,
     Picture,
@@ -42,6 +44,9 @@ from srlab.models.generators import Bicubic, fold, polyphase
 
 MODEL = "srresnet"
 TILE = 192  # LR pixels; SRResNet then takes 0.6 GB, 29% of its work being borders
+
+_TOLERANCE = 1 / 255  # by which floats may leave [0, 1]
+_DIVERGED = "the model's result is not finite: its training has diverged."
 
 STREAM = "-"  # the file name of standard input and output
 
@@ -175,6 +180,11 @@ def plan(
             )
         return [Job(found[0][0], file, kind)]
 
+    if file and file.suffix and not os.path.isdir(file) and str(out)[-1] not in "/\\":
+        raise UpscaleError(
+            f"--out {file} does not end as a picture does: use one of {', '.join(FORMATS)}, or "
+            f"write {file}{os.sep} for a folder of that name."
+        )
     jobs = []
     for source, into in found:
         stem = "stdin" if source == STREAM else Path(source).stem
@@ -209,18 +219,20 @@ def run(
         One :class:`Outcome` a job.
 
     Raises:
-        UpscaleError: a wrong tile or quality.
+        UpscaleError: a wrong tile or quality, or a result that would take the place of a picture
+            still to be read; nothing has been done.
     """
     tiling.check_tile(tile)
     if quality is not None and not 1 <= quality <= 100:
         raise UpscaleError(f"quality must be from 1 to 100, got {quality}: 95 is a good one.")
     outcomes: list[Outcome] = []
     made: set[str] = set()
+    _refuse_destroying_sources(jobs)
     sizes = [_expected_pixels(job, network.scale) for job in jobs]
     with _bar(sum(sizes), progress) as bar:
         task = bar.task_ids[0]
         for job, expected in zip(jobs, sizes, strict=True):
-            bar.update(task, description=Path(job.source).name)
+            bar.update(task, description=printable(Path(job.source).name))
             begin, before = time.perf_counter(), bar.tasks[0].completed
             name, target = _name(job.source), str(job.target)
             try:
@@ -303,7 +315,7 @@ def strips(
     strip = np.empty((0, width, channels), dtype)
     for _, left, sr in _explained(parts, tile):
         if not sr.sum().isfinite():
-            raise UpscaleError("the model's result is not finite: its training has diverged.")
+            raise UpscaleError(_DIVERGED)
         if grey:
             sr = (sr * sr.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
         if alphas:
@@ -385,9 +397,19 @@ def _upscale_tensor(network: nn.Module, image: Tensor, tile: int) -> Tensor:
         raise UpscaleError(f"a tensor must be (3, H, W), got shape {tuple(image.shape)}.")
     if not (image.is_floating_point() or kind == torch.uint8):
         raise UpscaleError(f"a tensor must hold floats in [0, 1] or uint8, got {kind}.")
+    if kind != torch.uint8:
+        least, most = (x.item() for x in image.detach().aminmax())
+        if not (least >= -_TOLERANCE and most <= 1 + _TOLERANCE):  # NaN is neither
+            raise UpscaleError(
+                f"a tensor of floats must lie in [0, 1], got {least:g} to {most:g}: divide by what "
+                "white is, such as 255, or clamp it."
+            )
     device = next(iter(network.parameters()), image).device
     lr = (to_float(image) if kind == torch.uint8 else image.float()).to(device)
-    sr = tiling.upscale(network, lr, tile).clamp(0, 1).to(image.device)
+    sr = tiling.upscale(network, lr, tile)
+    if not sr.sum().isfinite():
+        raise UpscaleError(_DIVERGED)
+    sr = sr.clamp(0, 1).to(image.device)
     return to_uint8(sr) if kind == torch.uint8 else sr.to(kind)
 
 
@@ -424,9 +446,33 @@ def _upscale_job(
     else:
         with replacing(Path(job.target)) as temporary:
             with temporary.open("wb") as file:
+                if job.source != STREAM:  # nobody sees the result who may not see the source
+                    mode = os.stat(job.source).st_mode & os.stat(temporary).st_mode
+                    os.chmod(temporary, stat.S_IMODE(mode) | stat.S_IWUSR)
                 write(file)
             _refuse_overwriting(job, force)  # it may have come while this one was made
     return shape[:2]
+
+
+def _refuse_destroying_sources(jobs: Sequence[Job]) -> None:
+    """Refuse a batch in which one picture's result is another picture's file."""
+
+    def identity(file: Path | str) -> tuple[int, int] | None:
+        with suppress(OSError, ValueError):
+            if file != STREAM:
+                status = os.stat(file)
+                return status.st_dev, status.st_ino
+        return None
+
+    sources = {identity(job.source): job for job in jobs}
+    sources.pop(None, None)
+    for job in jobs:
+        other = sources.get(identity(job.target), job)
+        if other is not job:
+            raise UpscaleError(
+                f"the result of {_name(job.source)} would be {job.target}, which is to be upscaled "
+                "itself: leave one of the two out, or name another folder by --out."
+            )
 
 
 def _refuse_overwriting(job: Job, force: bool) -> None:
@@ -500,7 +546,7 @@ def _bar(total: int, visible: bool) -> Any:
 
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         Megapixels(),
         TimeRemainingColumn(),

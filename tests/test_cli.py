@@ -1,7 +1,10 @@
 """The command line as a user meets it: what it prints, and one line when something is wrong."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -9,6 +12,8 @@ import torch
 from srlab import cli
 from srlab.images import write_image
 from srlab.models import zoo
+from srlab.training.monitor import read_rows
+from srlab.training.state import load_checkpoint
 
 
 @pytest.fixture
@@ -172,6 +177,9 @@ def test_train_the_final_model_from_a_run_by_a_profile(run, photos, tmp_path):
         (["course", "run", "--profile", "huge"], "smoke"),
         (["course", "run", "-p", "seed"], "NAME=VALUE"),
         (["course", "run", "-p", "sede=3"], "seed"),
+        (["course", "run", "-p", "seed=[1"], "'[1' is not valid YAML"),
+        (["course", "run", "-p", "seed=!!python/object:os.system x"], "not valid YAML"),
+        (["course", "run", "-p", "seed=2026-01-01"], "seed cannot be the date"),
         (["export", "nowhere", "x.safetensors"], "nowhere"),
     ],
 )
@@ -224,3 +232,35 @@ def test_checkpoint_of_another_architecture(run, photos, tmp_path):
     status, _, err = run("train", "srresnet-16", *data)
     assert status == 1
     assert "another architecture" in err
+
+
+def test_resuming_with_other_data_or_another_seed_is_refused(run, photos, tmp_path):
+    common = ["--validate", photos, "--out", tmp_path / "a", *TINY]
+    assert run("train", "srresnet", "--data", photos, *common)[0] == 0
+    status, _, err = run("train", "srresnet", "--data", photos, "--seed", 5, *common)
+    assert status == 1
+    assert "seed = 0, now 5" in err
+    status, _, err = run("train", "srresnet", "--data", photos / "0.png", *common)
+    assert status == 1
+    assert "data = '2 pictures, 0.png to 1.png" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_follows_a_stopped_training_does_not_go_on(photos, tmp_path, number):
+    """Status 130 or 143, a checkpoint of the last step, and nothing half-made."""
+    out = tmp_path / "a"
+    command = [sys.executable, "-m", "srlab", "train", "srresnet", "--data", photos, "--out", out]
+    command += ["--validate", photos, *TINY, "--steps", "100000", "--log-every", "1"]
+    command += ["--engine", "fp32", "--validate-every", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        while process.poll() is None and len(read_rows(out / "log.csv")) < 5:
+            time.sleep(0.1)
+        refused = subprocess.run(command, capture_output=True, text=True)
+        process.send_signal(number)
+        process.communicate()
+    assert process.returncode == 128 + number
+    assert (refused.returncode, "Traceback" in refused.stderr) == (1, False)
+    assert f"process {process.pid} does a training there" in refused.stderr
+    _, info = load_checkpoint(out / "checkpoint.safetensors")
+    assert info["step"] == int(read_rows(out / "log.csv")[-1]["step"])
+    assert sorted(os.listdir(out)) == ["checkpoint.safetensors", "log.csv", "plan.json"]

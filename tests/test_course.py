@@ -15,8 +15,10 @@ from torch.nn import functional as F
 
 from srlab import course
 from srlab.course import check, paths
+from srlab.course.pages import write_index
 from srlab.course.paths import CourseError
 from srlab.course.settings import Settings, SettingsError, declared, read_profile
+from srlab.files import InUse
 from srlab.models.blocks import ResidualBlock
 
 CLONE = Path(__file__).resolve().parents[1]
@@ -161,9 +163,24 @@ def test_a_chapter_still_being_written_may_use_what_the_profile_sets(root):
         course.settings("07", othr=1)
 
 
-@pytest.mark.parametrize("text", ["steps: [", "- a\n- b", "steps:\n  first: 1"])
+NO_YAML = {
+    "unfinished": b"steps: [",
+    "a list": b"- a\n- b",
+    "nested": b"steps:\n  first: 1",
+    "a tag": b"steps: !!python/object:os.system x",
+    "a set": b"steps: !!set {a}",
+    "a control character": b"steps: \x07",
+    "not UTF-8": "steps: é".encode("latin-1"),
+    "5,000 brackets": b"[" * 5000,
+    "5,001 digits": b"steps: " + b"9" * 5001,
+    "5,001 digits in base 16": b"steps: 0x" + b"f" * 5001,
+    "no time": b"steps: !!timestamp x",
+}
+
+
+@pytest.mark.parametrize("text", NO_YAML.values(), ids=NO_YAML.keys())
 def test_a_damaged_profile_is_named(root, text):
-    (root / "notebooks/profiles/lite.yaml").write_text(text)
+    (root / "notebooks/profiles/lite.yaml").write_bytes(text)
     with pytest.raises(SettingsError, match=r"lite\.yaml"):
         read_profile("lite")
 
@@ -339,6 +356,30 @@ def test_a_course_refuses_before_it_runs_anything(root, arguments, message):
     with pytest.raises((SettingsError, CourseError), match=message):
         course.run_course(**arguments)
     assert not (root / "runs").exists()
+
+
+def test_a_course_runs_once_at_a_time(root, tmp_path):
+    code = """
+import sys, time
+from pathlib import Path
+from srlab.files import only_here
+with only_here(Path(sys.argv[1]), "a test"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    command = [sys.executable, "-c", code, str(root / "runs/lite")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(InUse, match=f"process {process.pid} does a run of the course there"):
+            course.run_course()
+        process.kill()
+    assert not (root / "runs/lite/times.json").exists()
+
+
+def test_the_index_holds_no_foreign_html(tmp_path):
+    entry = {"status": "<script>alert(1)</script>", "seconds": 1.0}
+    write_index(tmp_path, {"01 A title": ("01_a", entry)})
+    assert "<script>" not in (tmp_path / "index.html").read_text()
 
 
 def test_importing_the_course_costs_nothing():

@@ -5,8 +5,11 @@ import io
 import os
 import random
 import re
+import shutil
 import socket
 import stat
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
@@ -19,6 +22,7 @@ import pytest
 
 from srlab import datasets, download
 from srlab.datasets import DATASETS, DatasetError, ImageSet, data_folders, fetch, find, status
+from srlab.files import InUse
 from srlab.images import read_image
 
 
@@ -190,6 +194,7 @@ class Site:
     url: str = ""
     content: bytes = b""
     ranges: bool = True
+    length: bool = True
     status: int = 200
     cuts: list[int] = field(default_factory=list)  # bytes after which connections break, in turn
     sent: list[range] = field(default_factory=list)  # which bytes went out with each answer
@@ -210,7 +215,8 @@ def site(monkeypatch) -> Site:
             stop = min(size, start + site.cuts.pop(0)) if site.cuts else size
             site.sent.append(range(start, stop))
             self.send_response(code)
-            self.send_header("Content-Length", str(size - start))
+            if site.length:
+                self.send_header("Content-Length", str(size - start))
             self.end_headers()
             self.wfile.write(site.content[start:stop])
 
@@ -475,6 +481,54 @@ def test_links_are_refused(site, data, monkeypatch):
     publish(site, monkeypatch, "zip", buffer.getvalue())
     with pytest.raises(DatasetError, match="not safe"):
         fetch("tiny")
+
+
+def test_a_download_without_a_length_ends_somewhere(site, tmp_path, monkeypatch):
+    """A server that does not tell how much is coming, and goes on and on."""
+    monkeypatch.setattr(download, "CHUNK", 1000)
+    site.content, site.length = bytes(100_000), False
+    with pytest.raises(download.DownloadError, match="is longer than"):
+        download.download(site.url, tmp_path / "a", "md5:0", progress=False, most=20_000)
+    assert (tmp_path / "a.part").stat().st_size <= 20_000
+    site.length = True
+    with pytest.raises(download.DownloadError, match="is longer than"):
+        download.download(site.url, tmp_path / "b", "md5:0", progress=False, most=20_000)
+    assert not (tmp_path / "b.part").exists()
+
+
+def test_two_at_once_lose_no_download(tiny, data):
+    """The second is refused; the first, or whoever comes later, has the set."""
+    data.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", HOLD, str(data)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(InUse, match=f"process {process.pid} does a download there"):
+            fetch("tiny")
+        process.kill()
+    assert tiny.sent == []
+    assert contents(fetch("tiny")) == PICTURES
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from srlab.files import only_here
+with only_here(Path(sys.argv[1]), "a test"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_only_the_published_pictures_are_unpacked(site, data, monkeypatch):
+    files = {f"archive/tiny/HR/{name}": content for name, content in PICTURES.items()}
+    publish(site, monkeypatch, "zip", pack("zip", files | {"archive/tiny/HR/run.sh": b"#!/bin/sh"}))
+    assert contents(fetch("tiny")) == PICTURES
+    assert visible(data / "Tiny") == PICTURES.keys()
+    shutil.rmtree(data)
+    publish(site, monkeypatch, "zip", pack("zip", files | {"archive/tiny/HR/extra.png": b"?"}))
+    with pytest.raises(DatasetError, match="holds 6 of the 5 images"):
+        fetch("tiny")
+    assert not (data / "Tiny").exists()
 
 
 def test_a_bomb_is_refused(tiny, data, monkeypatch):

@@ -164,3 +164,9 @@ def test_crop_to_multiple_cuts_right_and_bottom():
     x = noise(3, 23, 41)
     assert torch.equal(crop_to_multiple(x, 4), x[:, :20, :40])
     assert crop_to_multiple(x[:, :3], 4).shape == (3, 0, 40)
+
+
+@pytest.mark.parametrize("scale", [0, 2.5, -1])
+def test_downsample_takes_whole_scales_only(scale):
+    with pytest.raises(ValueError, match="scale must be a whole number"):
+        downsample(torch.zeros(3, 8, 8), scale)

@@ -3,6 +3,7 @@
 import builtins
 import pickle
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -351,3 +352,21 @@ def test_published_files_load(name):
     sr = upscale(network, image(3, 20, 24), None)
     assert sr.shape == (3, 80, 96)
     assert sr.isfinite().all()
+
+
+def test_a_file_cannot_ask_for_more_than_it_holds(tmp_path):
+    """A deflated archive, a tensor without its numbers, a name that counts a million layers."""
+    plain, file = tmp_path / "plain.pth", tmp_path / "a.pth"
+    torch.save({"weight": torch.zeros(10**6)}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
+        for member in source.infolist():
+            out.writestr(member.filename, source.read(member))
+    with pytest.raises(ExternalError, match="compressed"):
+        load_external(file)
+    for weights in (
+        {"weight": torch.zeros(1).expand(10**7)},
+        {"params": {"body.1000000.weight": torch.zeros(3)}},
+    ):
+        torch.save(weights, file)
+        with pytest.raises(ExternalError, match="larger network than it holds weights for"):
+            load_external(file)

@@ -4,6 +4,8 @@ import io
 import os
 import runpy
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from contextlib import suppress
@@ -346,6 +348,100 @@ def test_truncated_files(tmp_path, rng, suffix):
             read_image(cut)
 
 
+def png(width, height, rows, interlaced=0):
+    """An 8-bit RGB PNG with these bytes for rows, be they enough or not."""
+
+    def chunk(kind, body):
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, interlaced)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 1)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def encoded(image, file_format, **options):
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return bytearray(file.getvalue())
+
+
+def files_that_end_early(rng):
+    """Whole files by their structure, whose headers promise more than they hold."""
+    noise = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    rows = b"".join(b"\0" + row.tobytes() for row in np.asarray(noise))
+    yield "tall.png", png(64, 13_000, rows)
+    yield "cut.png", png(64, 64, rows[: 193 * 63])  # all rows but one
+    yield "interlaced.png", png(64, 64, bytes(6000), interlaced=1)
+    jpeg = encoded(noise, "JPEG")
+    yield "cut.jpg", jpeg[: len(jpeg) // 2] + b"\xff\xd9"
+    size = jpeg.index(b"\xff\xc0") + 5
+    jpeg[size : size + 4] = struct.pack(">HH", 2000, 2000)
+    yield "large.jpg", jpeg
+    gif = encoded(noise.quantize(16), "GIF")
+    gif[6:10] = struct.pack("<HH", 13_000, 13_000)
+    yield "screen.gif", gif
+    tiff = encoded(noise, "TIFF")
+    height = tiff.index(struct.pack("<HHI", 257, 4, 1)) + 8
+    tiff[height : height + 4] = struct.pack("<I", 13_000)
+    yield "tall.tif", tiff
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_header_cannot_promise_more_than_the_file_holds(tmp_path, rng):
+    for name, data in files_that_end_early(rng):
+        (tmp_path / name).write_bytes(data)
+        for read in (read_image, read_image_u8, images.read_picture):
+            with pytest.raises(ImageError, match=rf"{name} .*(promises|truncated)"):
+                read(tmp_path / name)
+
+
+def test_what_ends_in_black_or_grey_is_whole(tmp_path):
+    """These look as if they had been filled up, and were not."""
+    for value in (0, 128):
+        image = Image.new("RGB", (40, 24), (value,) * 3)
+        for name, options in (("a.png", {}), ("a.jpg", {"quality": 95}), ("b.jpg", {})):
+            image.save(tmp_path / name, **options)
+            assert (read_image_u8(tmp_path / name) == value).all()
+        (tmp_path / "c.png").write_bytes(png(3, 5, bytes(5 * 10 + 4 * 4), interlaced=1))
+        assert (read_image_u8(tmp_path / "c.png") == 0).all()
+
+
+PEAK = r"""
+import re, sys
+from pathlib import Path
+from srlab import images
+print(tuple(getattr(images, sys.argv[1])(sys.argv[2]).shape))
+print(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_largest_picture_needs_less_than_2_gb(tmp_path):
+    row = b"\0" + bytes([1, 2, 3]) * 13_300
+    (tmp_path / "a.png").write_bytes(png(13_300, 13_300, row * 13_300))
+    command = [sys.executable, "-c", PEAK, "read_image_u8", tmp_path / "a.png"]
+    shape, peak = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    assert shape == "(3, 13300, 13300)"
+    assert int(peak) * 1024 < 2e9
+    with pytest.raises(ImageError, match=r"a\.png has too many pixels: .* takes 2\.7 GB"):
+        read_image(tmp_path / "a.png")
+
+
+def test_the_memory_of_a_picture_is_bounded_by_its_header(tmp_path, monkeypatch, rng):
+    """Measured by what the arrays hold, at a limit that is soon reached."""
+    monkeypatch.setattr(images, "MOST_BYTES", 12 * 90 * 90)
+    for side, fits in ((90, True), (91, False)):
+        samples = rng.integers(0, 65536, (side, side, 4), dtype=np.uint16)
+        (tmp_path / "a.png").write_bytes(png16(samples))
+        if fits:
+            assert read_image_u8(tmp_path / "a.png").shape == (3, 90, 90)
+        else:
+            with pytest.raises(ImageError, match="too many pixels"):
+                read_image_u8(tmp_path / "a.png")
+
+
 def test_the_cause_is_chained(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.bmp")
     (tmp_path / "a.bmp").write_bytes((tmp_path / "a.bmp").read_bytes()[:999])
@@ -495,6 +591,10 @@ def test_write_refuses_what_it_cannot_do(tmp_path):
         assert str(tmp_path / name) in str(caught.value)
     with pytest.raises(ImageError, match=r"nan\.png.*NaN"):
         write_image(image / 0 * 0, tmp_path / "nan.png")
+    with pytest.raises(ImageError, match=r"inf\.png.*infinity"):
+        write_image(image / 0, tmp_path / "inf.png")
+    with pytest.raises(ImageError, match=r"255\.png.*divide it by 255"):
+        write_image(image * 255, tmp_path / "255.png")
     for bad in (image[0], image[:2], image[None].repeat(2, 1, 1, 1), image[:, :0], image > 0.5):
         with pytest.raises(ValueError, match="got"):
             write_image(bad, tmp_path / "bad.png")

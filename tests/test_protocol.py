@@ -13,6 +13,7 @@ from torch import nn
 from srlab.datasets import DatasetError, find
 from srlab.errors import SrlabError
 from srlab.evaluation.protocol import PUBLISHED, Protocol, Score, compare, evaluate, mean
+from srlab.evaluation.scores import Figures, write_csv
 from srlab.images import write_image
 from srlab.models.generators import Bicubic
 
@@ -196,3 +197,22 @@ def test_impossible_protocols(options, message):
 
 def test_the_default_is_the_published_protocol():
     assert Protocol("y", 4, True, True, "luma") == PUBLISHED
+
+
+def test_a_network_that_diverged_gets_no_score(photo):
+    with pytest.raises(SrlabError, match="is not finite"):
+        compare(photo * float("nan"), photo)
+
+
+def test_scores_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "scores.csv"
+    file.write_text("before")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(SrlabError, match=r"scores\.csv could not be written: .*No space left"):
+        write_csv([Figures("a", 30.0, 0.9, 0.1, 50.0)], file)
+    assert [p.name for p in tmp_path.iterdir()] == ["scores.csv"]
+    assert file.read_text() == "before"

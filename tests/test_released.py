@@ -49,6 +49,32 @@ def test_a_changed_file_is_refused(package):
         vgg.load("vgg19-slim", ["relu2_2"])
 
 
+def test_a_changed_file_is_refused_by_whatever_path_and_wherever_it_lies(
+    package, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(package)
+    copy = tmp_path / "copy.safetensors"
+    shutil.copyfile("srresnet.safetensors", copy)
+    (tmp_path / "link.safetensors").symlink_to(package / "srresnet.safetensors")
+    files = ["srresnet.safetensors", "../weights/srresnet.safetensors", copy]
+    files.append(tmp_path / "link.safetensors")
+    for file in files:
+        zoo.load(file)
+    flip_a_bit(package / "srresnet.safetensors")
+    flip_a_bit(copy)
+    for file in files:
+        with pytest.raises(ChecksumError, match="is not the released file"):
+            zoo.load(file)
+
+
+@pytest.mark.parametrize("line", ["garbage", "", "0" * 63 + "  a", "\x00\xff", "0" * 64])
+def test_a_garbled_list_is_told(package, line):
+    with (package / "SHA256SUMS").open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(ChecksumError, match=r"line 6 of .*SHA256SUMS is damaged"):
+        zoo.load("srresnet")
+
+
 def test_a_file_that_was_put_there_is_refused_until_it_is_recorded(package, tmp_path):
     file = package / "mine.safetensors"
     zoo.save(zoo.load("srresnet"), file)

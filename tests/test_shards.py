@@ -152,7 +152,7 @@ def test_a_full_disk(files, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shards.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(ShardError, match=r"No space left on device.*name another folder"):
         pack(files, tmp_path / "shards")
 

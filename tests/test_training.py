@@ -35,7 +35,7 @@ from srlab.training.monitor import TrainingDiverged, read_log
 from srlab.training.optim import MovingAverage, Muon, match_layout, orthogonalize, schedule
 from srlab.training.pretrain import pretrain
 from srlab.training.run import CHECKPOINT
-from srlab.training.state import CheckpointError, load_checkpoint
+from srlab.training.state import CheckpointError, load_checkpoint, save_checkpoint
 
 LOOPS = ["pretrain", "adversarial"]
 
@@ -458,6 +458,57 @@ def die_at_step_8(folder):
     torch.set_num_threads(1)
     bank = at_batch(8, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     train("pretrain", folder, generator=make_generator(Noisy), bank=bank, validate=psnr_like)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_a_signal_stops_is_saved_and_says_so(tmp_path, number):
+    handler = signal.getsignal(number)
+    bank = at_batch(7, lambda *_: os.kill(os.getpid(), number))
+    result = train("pretrain", tmp_path, bank=bank)
+    assert (result.step, result.signal) == (7, number)
+    assert signal.getsignal(number) is handler
+    assert load_checkpoint(tmp_path / CHECKPOINT)[1]["step"] == 7
+    assert sorted(p.name for p in tmp_path.iterdir()) == [CHECKPOINT, "log.csv"]
+    assert train("pretrain", tmp_path).signal == 0
+
+
+def test_a_run_goes_on_with_its_own_pictures_and_seed_only(tmp_path):
+    train("pretrain", tmp_path, steps=3)
+    same, other = make_bank(), make_bank()
+    renamed, smaller = make_bank(), PatchBank([torch.zeros(3, 40, 48, dtype=torch.uint8)], seed=4)
+    other.generator.manual_seed(5)
+    renamed.names = ["image 0", "image 2"]
+    for bank, why in (
+        (other, "seed = 4, now 5"),
+        (renamed, r"data = '2 pictures, image 0 to image 1 .*now '2 pictures, image 0 to image 2"),
+        (smaller, "data = '2 pictures, .*now '1 pictures"),
+    ):
+        with pytest.raises(CheckpointError, match=f"other settings .*{why}"):
+            train("pretrain", tmp_path, bank=bank)
+    same.names = [f"/moved/{name}" for name in same.names]
+    assert train("pretrain", tmp_path, bank=same).step == 12
+
+
+def test_a_checkpoint_that_does_not_tell_its_data_goes_on(tmp_path):
+    train("pretrain", tmp_path, steps=3)
+    state, info = load_checkpoint(tmp_path / CHECKPOINT)
+    del info["config"]["data"], info["config"]["seed"]
+    save_checkpoint(tmp_path / CHECKPOINT, state, info)
+    assert train("pretrain", tmp_path).step == 12
+
+
+def test_two_runs_never_share_a_folder(tmp_path):
+    """Another process is refused while a run goes on, and what it did is not lost."""
+    said = []
+
+    def try_too(*_):
+        environment = os.environ | {"PYTHONPATH": str(Path(run.__file__).parents[2])}
+        command = [sys.executable, __file__, tmp_path]
+        said.append(subprocess.run(command, env=environment, capture_output=True, text=True).stderr)
+
+    train("pretrain", tmp_path, bank=at_batch(7, try_too))
+    assert f"process {os.getpid()} does a training there" in said[0]
+    assert read_log(tmp_path / "log.csv")["loss"][0] == [3, 6, 9, 12]
 
 
 @pytest.mark.parametrize("name", LOOPS)

@@ -368,6 +368,7 @@ def test_plan(tmp_path, monkeypatch):
     assert {t.parent for t in beside} == {tmp_path / "in_x4"}
     assert targets(["in/*.[bt]*"], format="jpeg", scale=2) == ["in/b_x2.jpg", "in/c_x2.jpg"]
     assert targets(["in"], "out") == ["out/a_x4.JPG", "out/b_x4.png", "out/c_x4.tif"]
+    assert targets(["d.webp"], "x.exe/") == ["x.exe/d_x4.webp"]
     assert targets(["d.webp"], "out/new.tiff") == ["out/new.tiff"]
     assert targets(["d.webp"], "in") == ["in/d_x4.webp"]
     assert targets(["-"]) == targets(["d.webp"], "-") == ["-"]
@@ -379,6 +380,7 @@ def test_plan(tmp_path, monkeypatch):
         (["d.webp"], {"out": "a.bmp"}, "a.bmp"),
         (["d.webp"], {"out": "a.png", "format": "tiff"}, r"\.tif"),
         (["d.webp"], {"format": "gif"}, "png, jpeg, webp or tiff"),
+        (["d.webp"], {"out": "x.exe"}, r"x\.exe does not end as a picture does"),
     ):
         with pytest.raises(SrlabError, match=message):
             plan(sources, **options)
@@ -437,6 +439,39 @@ def test_nothing_is_overwritten_without_force(run, tmp_path):
         assert status == 1
         assert "is the picture itself" in err
     assert source.read_bytes() == before
+
+
+def test_a_result_never_takes_the_place_of_another_picture_of_the_batch(run, tmp_path):
+    """By whatever name: neither without --force nor with it has anything been done."""
+    photo(tmp_path / "q.png")
+    other = photo(tmp_path / "q_x4.png", size=(3, 3))
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    before = other.read_bytes()
+    for folder in (tmp_path, tmp_path / "link"):
+        for force in ([], ["--force"]):
+            status, _, err = run(tmp_path / "q.png", other, "--out", folder, *force, *BICUBIC)
+            assert status == 1
+            assert "which is to be upscaled itself" in err
+    assert other.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["link", "q.png", "q_x4.png"]
+
+
+def test_a_result_is_as_private_as_its_source(run, tmp_path):
+    for mode in (0o600, 0o640, 0o444):
+        source = photo(tmp_path / "a.png")
+        source.chmod(mode)
+        assert run(source, "--force", *BICUBIC)[0] == 0
+        assert (tmp_path / "a_x4.png").stat().st_mode & 0o777 == mode | 0o200
+        source.unlink()
+
+
+def test_names_that_write_to_the_terminal(run, tmp_path):
+    source = photo(tmp_path / "[bold]\x1b[31m.png")
+    status, out, err = run(source, *BICUBIC)
+    assert status == 0
+    assert b"[bold]\\x1b[31m_x4.png" in out
+    status, out, err = run(source, *BICUBIC)
+    assert "[bold]\\x1b[31m_x4.png is there already" in err
 
 
 def test_a_file_that_appears_meanwhile_is_kept(tmp_path, monkeypatch):
@@ -698,6 +733,19 @@ def test_a_pil_image_or_a_path_gives_a_pil_image(tmp_path, mode):
     assert large.info.get("icc_profile") == (SRGB if "RGB" in mode else None)
     grey = Image.fromarray(np.arange(0, 65536, 4096, dtype=np.uint16).reshape(4, 4))
     assert np.array_equal(np.asarray(srlab.upscale(grey, Nearest())), repeated(np.asarray(grey)))
+
+
+@pytest.mark.parametrize("value", [2.0, 255.0, -1.0, float("nan"), float("inf")])
+def test_a_tensor_beyond_0_to_1_is_refused(value):
+    image = torch.rand(3, 5, 5)
+    image[1, 2, 3] = value
+    with pytest.raises(SrlabError, match=r"must lie in \[0, 1\]"):
+        upscaling.upscale(image, "bicubic")
+
+
+def test_integers_of_unknown_range_are_refused():
+    with pytest.raises(SrlabError, match="integers of unknown range"):
+        upscaling.upscale(Image.new("I", (5, 5), 40_000), "bicubic")
 
 
 def test_the_default_model_beats_bicubic(tmp_path):

@@ -170,6 +170,31 @@ def test_a_file_that_is_no_generator_is_named(tmp_path, make):
     assert "\n" not in str(error.value)
 
 
+def test_a_header_cannot_ask_for_more_than_the_file_holds(tmp_path, monkeypatch):
+    """Nothing is built, and so no memory taken, for what there are no weights for."""
+    file = tmp_path / "mine.safetensors"
+    weights = small().state_dict()
+    monkeypatch.setattr(torch.nn.Conv2d, "reset_parameters", lambda self: None)
+    for options in (
+        {"n_blocks": 10**6},
+        {"n_blocks": 1, "n_features": 10**5},
+        {"class": "WDRN", "n_blocks": 1000, "n_layers": 1000},
+    ):
+        header = json.dumps({"class": "SRResNet", "n_features": 4} | options)
+        save_file(weights, file, metadata={"model": header})
+        with pytest.raises(ModelError, match="describes a larger network"):
+            zoo.load(file)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    network = small()
+    with torch.no_grad():
+        network.tail.weight[0] = float("nan")
+    zoo.save(network, tmp_path / "mine.safetensors")
+    with pytest.raises(ModelError, match=r"mine\.safetensors holds weights that are not finite"):
+        zoo.load(tmp_path / "mine.safetensors")
+
+
 class Bomb:
     """Writes a file when it is unpickled."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from srlab.course.paths import write_text
+from srlab.files import write_text
 
 PAGE = """\
 <!doctype html>
@@ -151,9 +151,10 @@ def write_index(folder: Path, chapters: Mapping[str, tuple[str, dict | None]]) -
     for title, (stem, entry) in chapters.items():
         title, stem = html.escape(title), html.escape(stem)
         if entry:
+            status = html.escape(str(entry["status"]))
             rows.append(
                 f'<tr><td><a href="{stem}.html">{title}</a>'
-                f'<td class="{entry["status"]}">{entry["status"]}'
+                f'<td class="{status}">{status}'
                 f"<td>{duration(entry['seconds'])}"
                 f'<td><a href="{stem}.ipynb">{stem}.ipynb</a>'
             )

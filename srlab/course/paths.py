@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from srlab.errors import SrlabError
+from srlab.files import write_text
 
 
 class CourseError(SrlabError):
@@ -80,16 +81,6 @@ def make_folder(folder: Path) -> None:
             f"Cannot create {folder} ({error.strerror}): set SRLAB_RUNS to a folder that you "
             "can write to."
         ) from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file as a whole: a reader, or a crash, never meets half of it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict:

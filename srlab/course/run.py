@@ -16,6 +16,7 @@ from srlab.course import paths
 from srlab.course.pages import duration, write_index, write_page
 from srlab.course.paths import CourseError
 from srlab.course.settings import check_type, declared, read_profile, refuse_unknown
+from srlab.files import only_here
 
 
 @dataclass(frozen=True)
@@ -78,21 +79,25 @@ def run_course(
     runs = Path(out).resolve() if out else paths.runs_folder()
     folder = runs / profile
     paths.make_folder(folder)
-    times = paths.read_json(folder / "times.json")
-
     console = Console(highlight=False, markup=False, soft_wrap=True)
     count = f"{len(selected)} chapter{'s' * (len(selected) != 1)}"
     console.print(f"{count}, profile {profile}, results in {folder}")
-    earlier = [times.get(chapter.number, {}) for chapter in selected]
-    if all(entry.get("status") == "done" for entry in earlier):
-        console.print(f"The last run took {duration(sum(e['seconds'] for e in earlier))}.")
     width = max(len(str(chapter)) for chapter in selected)
     columns = ("{task.description}", BarColumn(), "cell", MofNCompleteColumn(), TimeElapsedColumn())
     hidden = not console.is_terminal
     with (
+        only_here(folder, "a run of the course"),
         _quiet("papermill", "traitlets"),
         Progress(*columns, console=console, transient=True, disable=hidden) as bar,
     ):
+        times = {
+            number: entry
+            for number, entry in paths.read_json(folder / "times.json").items()
+            if isinstance(entry, dict) and {"status", "seconds"} <= entry.keys()
+        }
+        earlier = [times.get(chapter.number, {}) for chapter in selected]
+        if all(entry.get("status") == "done" for entry in earlier):
+            console.print(f"The last run took {duration(sum(e['seconds'] for e in earlier))}.")
         for position, chapter in enumerate(selected, 1):
             task = bar.add_task(f"{chapter} (chapter {position} of {len(selected)})", total=None)
             entry = times[chapter.number] = {"status": "stopped", "seconds": 0.0}

@@ -17,6 +17,7 @@ import difflib
 import json
 import sys
 from collections.abc import Collection, Iterable
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -90,20 +91,44 @@ def read_profile(profile: str) -> dict[str, Any]:
     Raises:
         SettingsError: there is no such profile, or the file is not a flat YAML mapping.
     """
-    import yaml
-
     files = {path.stem: path for path in (course_root() / "notebooks/profiles").glob("*.yaml")}
     if profile not in files:
         raise SettingsError(
             f"There is no profile {profile!r}: choose one of {', '.join(sorted(files))}."
         )
-    try:
-        values = yaml.safe_load(files[profile].read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{files[profile]} is not valid YAML: {error}") from error
+    values = read_yaml(files[profile])
     if not isinstance(values, dict) or any(isinstance(value, dict) for value in values.values()):
         raise SettingsError(f"{files[profile]} must hold one `name: value` a line, not nested.")
     return values
+
+
+def read_yaml(source: Path | str, error: type[SrlabError] = SettingsError) -> Any:
+    """What a file, or a text, of YAML says: numbers, texts, lists and mappings.
+
+    Raises:
+        SettingsError: (or ``error``) a file that cannot be read, or something else than that.
+    """
+    import yaml
+
+    name = str(source) if isinstance(source, Path) else repr(source[:80])
+    try:
+        text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+        value = yaml.safe_load(text)
+        json.dumps(value, default=date.isoformat)  # refuses sets, bytes, circles, endless numbers
+        return value
+    except (OSError, UnicodeDecodeError) as caught:
+        raise error(f"Cannot read {name}: {caught}. Name a YAML file, a text in UTF-8.") from caught
+    except yaml.YAMLError as caught:
+        where = getattr(caught, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        why = getattr(caught, "problem", None) or str(caught).splitlines()[0]
+        raise error(f"{name} is not valid YAML ({why}{line}).") from caught
+    except RecursionError as caught:
+        raise error(f"{name} is nested too deeply: write flat lists.") from caught
+    except (ValueError, TypeError, AttributeError) as caught:
+        raise error(
+            f"{name} holds something else than numbers, texts, lists and mappings ({caught})."
+        ) from caught
 
 
 def declared(notebook: Path) -> list[str]:
@@ -139,6 +164,8 @@ def refuse_unknown(names: Iterable[str], valid: Collection[str], where: str) -> 
 
 def check_type(name: str, value: Any, like: Any, profile: str) -> None:
     """Raise :class:`SettingsError` if a value is of another type than the profile's value."""
+    if isinstance(value, date):
+        raise SettingsError(f"{name} cannot be the date {value}: write a number or a text.")
     if value is None or like is None or type(value) is type(like):
         return
     if isinstance(like, float) and type(value) is int:

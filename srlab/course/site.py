@@ -12,6 +12,7 @@ from srlab.course import paths
 from srlab.course.pages import page, render
 from srlab.course.paths import CourseError
 from srlab.course.run import read_chapters
+from srlab.files import write_text
 
 TEXTS = {"Glossary": "glossary"}
 
@@ -42,7 +43,7 @@ def build_site(out: Path | str) -> Path:
         )
         folder = paths.course_root() / "notebooks"
         sections.extend(_sections(title, stem, render(prose, folder)))
-        paths.write_text(out / f"{stem}.html", page(title, render(nb, folder), stems))
+        write_text(out / f"{stem}.html", page(title, render(nb, folder), stems))
 
     for chapter in chapters:
         nb = nbformat.read(chapter.notebook, as_version=4)
@@ -53,7 +54,7 @@ def build_site(out: Path | str) -> Path:
         cell = nbformat.v4.new_markdown_cell(text)
         add(title, stem, nbformat.v4.new_notebook(cells=[cell]))
     index = page("Super-resolution GANs", _index(stems, sections), stems)
-    paths.write_text(out / "index.html", index)
+    write_text(out / "index.html", index)
     if broken := broken_links(out):
         raise CourseError("These links lead nowhere: " + "; ".join(broken))
     return out / "index.html"

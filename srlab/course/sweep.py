@@ -44,8 +44,9 @@ from typing import Any
 from srlab.course import paths
 from srlab.course.paths import CourseError
 from srlab.course.run import read_chapters
-from srlab.course.settings import check_type, read_profile, refuse_unknown
+from srlab.course.settings import check_type, read_profile, read_yaml, refuse_unknown
 from srlab.errors import SrlabError
+from srlab.files import only_here, write_text
 
 ATTEMPTS = 2
 Start = Callable[[dict[str, Any]], Future]
@@ -97,15 +98,8 @@ def read_sweep(file: Path | str) -> Sweep:
         SettingsError: a parameter is misspelt, or a value is of another type than the profile's.
         CourseError: there is no such chapter.
     """
-    import yaml
-
     file = Path(file)
-    try:
-        said = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SweepError(f"Cannot read {file}: {error}. Name a sweep's YAML file.") from error
-    except yaml.YAMLError as error:
-        raise SweepError(f"{file} is not valid YAML: {error}") from error
+    said = read_yaml(file, SweepError)
     said = _mapping(said, f"{file}", {"chapter", "profile", "parameters", "grid", "study"})
     if "chapter" not in said:
         raise SweepError(f"{file} does not say which chapter to run: add `chapter: 5`.")
@@ -174,13 +168,13 @@ def run_sweep(
         raise SweepError(f"--jobs must be at least 1, got {jobs}.")
     folder = Path(out or paths.runs_folder() / "sweeps" / Path(file).stem).resolve()
     paths.make_folder(folder)
-    manifest = Manifest(folder / "manifest.json")
-    with _cluster(ray) if ray else _here(jobs) as start:
+    with only_here(folder, "a sweep"), _cluster(ray) if ray else _here(jobs) as start:
+        manifest = Manifest(folder / "manifest.json")
         if sweep.grid:
             keys = _run_grid(sweep, folder, manifest, start)
         else:
             keys = _run_study(sweep, folder, manifest, start, jobs)
-    _write_results(folder / "results.csv", manifest, keys)
+        _write_results(folder / "results.csv", manifest, keys)
     failed = [key for key in keys if manifest.runs[key]["status"] != "done"]
     print(f"{len(keys) - len(failed)} of {len(keys)} runs done; {folder / 'results.csv'}")
     if failed:
@@ -445,7 +439,7 @@ def _write_results(path: Path, manifest: Manifest, keys: list[str]) -> None:
     for key, run in runs.items():
         given = [run["parameters"].get(name, "") for name in parameters]
         writer.writerow([key, run["status"], *given, *(flat[key].get(m, "") for m in metrics)])
-    paths.write_text(path, text.getvalue())
+    write_text(path, text.getvalue())
 
 
 def _numbers(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -70,7 +70,12 @@ def compare(
     Args:
         sr, hr: (3, H, W) float RGB in [0, 1]; ``sr`` may overshoot.
         grey: the file holds one luminance channel (see :attr:`Protocol.grey`).
+
+    Raises:
+        SrlabError: ``sr`` is not finite.
     """
+    if not sr.isfinite().all():
+        raise SrlabError("the model's result is not finite: its training has diverged.")
     sr, hr = prepare(sr, hr, protocol, grey)
     return float(psnr(sr, hr)), float(ssim(sr, hr))
 

@@ -13,7 +13,7 @@ from srlab.degradation import crop_to_multiple, downsample, quantize
 from srlab.evaluation import protocol
 from srlab.evaluation.distribution import PatchFrechet
 from srlab.evaluation.upscale import upscale
-from srlab.images import is_grey, read_image
+from srlab.images import is_grey, read_image, replacing
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,10 @@ def write_csv(figures: Sequence[Figures], path: Path | str, distance: str | None
     Args:
         distance: what the judge's column is called; without it there is none.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     columns = {"image": "image", "psnr": "psnr", "ssim": "ssim"}
     if distance:
         columns["distance"] = distance
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with replacing(Path(path)) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns.values())
         writer.writerows([getattr(f, name) for name in columns] for f in [*figures, mean(figures)])

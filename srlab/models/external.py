@@ -6,7 +6,9 @@ SRGAN's generator is not among them; :class:`SRGAN` is it.
 """
 
 import pickle
+import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +165,15 @@ def _read(path: Path) -> dict[str, Any]:
         if path.suffix.lower() == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
+            return _bounded(load_file(path), path)
+        if zipfile.is_zipfile(path):  # torch stores, it does not compress
+            with zipfile.ZipFile(path) as file:
+                unpacked = sum(member.file_size for member in file.infolist())
+            if unpacked > path.stat().st_size:
+                raise ExternalError(f"{path} is compressed, which no weight file is: refused.")
         weights = torch.load(path, map_location="cpu", weights_only=True)
+    except ExternalError:
+        raise
     except pickle.UnpicklingError as error:
         raise ExternalError(
             f"{path} holds more than plain weights, or is damaged: unpacking it could run code, so "
@@ -176,4 +185,19 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(weights, dict):
         raise ExternalError(f"{path} holds a {type(weights).__name__}, no tensors by name.")
+    return _bounded(weights, path)
+
+
+def _bounded(weights: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Refuse tensors, or counts of layers in their names, larger than the file can account for."""
+    found, nbytes, layers, nested = 0, 0, 0, [weights]
+    while nested:
+        for name, value in nested.pop().items():
+            if isinstance(value, dict):
+                nested.append(value)
+            elif isinstance(value, Tensor):
+                found, nbytes = found + 1, nbytes + value.nbytes
+                layers = max([layers, *(int(n[:9]) for n in re.findall(r"\d+", str(name)))])
+    if nbytes > 4 * path.stat().st_size or layers > 1000 + 10 * found:
+        raise ExternalError(f"{path} describes a larger network than it holds weights for.")
     return weights

@@ -4,10 +4,12 @@
 that folder checks them too.
 """
 
+import re
 from pathlib import Path
 
 from srlab.download import sha256
 from srlab.errors import SrlabError
+from srlab.files import write_text
 
 FOLDER = Path(__file__).parents[1] / "weights"
 SUMS = "SHA256SUMS"
@@ -18,20 +20,35 @@ class ChecksumError(SrlabError):
 
 
 def read_sums(folder: Path | None = None) -> dict[str, str]:
-    """File name relative to the folder -> SHA-256 in hexadecimal."""
+    """File name relative to the folder -> SHA-256 in hexadecimal.
+
+    Raises:
+        ChecksumError: the list is damaged.
+    """
     file = (folder or FOLDER) / SUMS
-    lines = file.read_text().splitlines() if file.is_file() else []
-    return {name: digest for digest, name in (line.split(maxsplit=1) for line in lines)}
+    if not file.is_file():
+        return {}
+    text = file.read_text(encoding="utf-8", errors="replace")
+    lines = [re.fullmatch(r"([0-9a-f]{64})  (\S.*)", line) for line in text.splitlines()]
+    if not all(lines):
+        raise ChecksumError(
+            f"line {lines.index(None) + 1} of {file} is damaged: it must hold a SHA-256, two "
+            "spaces and a name. Install srlab again, or `git checkout` the file."
+        )
+    return {line[2]: line[1] for line in lines if line}
 
 
-def check(path: Path, folder: Path | None = None) -> None:
+def check(path: Path, folder: Path | None = None, name: str | None = None) -> None:
     """Compare a released file with its entry in the list.
+
+    Args:
+        name: of the entry, for a copy that lies elsewhere.
 
     Raises:
         ChecksumError: it differs, or is not listed.
     """
     folder = folder or FOLDER
-    name = path.relative_to(folder).as_posix()
+    name = name or path.resolve().relative_to(folder.resolve()).as_posix()
     expected = read_sums(folder).get(name)
     if expected is None:
         raise ChecksumError(
@@ -51,4 +68,4 @@ def record(path: Path, folder: Path | None = None) -> None:
     if not path.is_relative_to(folder):
         return
     sums = read_sums(folder) | {path.relative_to(folder).as_posix(): sha256(path)}
-    (folder / SUMS).write_text("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+    write_text(folder / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from srlab.errors import SrlabError
+from srlab.files import whole
 from srlab.models import released as package
 from srlab.models.generators import WDRN, Bicubic, SRResNet
 
@@ -83,27 +84,30 @@ def load(name: str | Path) -> nn.Module:
 
     Raises:
         ModelError: nothing of that name; or a file that is damaged or holds something else.
-        ChecksumError: a released file is not the one that was released.
+        ChecksumError: a file that says it is a released one, wherever it lies, is not.
     """
     if name == "bicubic":
         return build("bicubic").eval()
     path = released().get(str(name)) or Path(name)
-    if path.parent == package.FOLDER:
-        package.check(path)
     if path.is_dir():
         path = path / "checkpoint.safetensors"
     if not path.is_file():
         raise ModelError(_unknown(str(name), ["bicubic", *released()]))
+    if path.resolve().is_relative_to(package.FOLDER.resolve()):
+        package.check(path)
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            description = json.loads((file.metadata() or {})["model"])
+            header = file.metadata() or {}
+            if original := _released_as(header):
+                package.check(path, name=original)
+            description = json.loads(header["model"])
             names = list(file.keys())
             if any(n.startswith(AVERAGE) for n in names):
                 names = [n for n in names if n.startswith(AVERAGE)]
             weights = {n.removeprefix(AVERAGE): file.get_tensor(n) for n in names}
-        model = _construct(description)
+        model = _construct(description, weights)
     except (
         OSError, SafetensorError, AttributeError, KeyError, RuntimeError, TypeError, ValueError,
     ) as error:  # fmt: skip
@@ -117,6 +121,8 @@ def load(name: str | Path) -> nn.Module:
                 "a file that `srlab train` wrote, or the name of a released model."
             ) from error
     load_weights(model, weights, path)
+    if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
+        raise ModelError(f"{path} holds weights that are not finite: its training has diverged.")
     return model.eval()
 
 
@@ -135,13 +141,13 @@ def save(
         name: (t.half() if half and t.is_floating_point() else t).cpu().contiguous()
         for name, t in model.state_dict().items()
     }
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     header = {
         "format": "pt",
         "model": json.dumps(describe(model)),
         "notes": json.dumps(dict(notes)),
     }
-    save_file(weights, path, metadata=header)
+    with whole(Path(path)) as temporary:
+        save_file(weights, temporary, metadata=header)
 
 
 def read_notes(path: Path | str) -> dict[str, Any]:
@@ -177,9 +183,45 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path | st
     )
 
 
-def _construct(description: dict[str, Any]) -> nn.Module:
+def _construct(
+    description: dict[str, Any], weights: Mapping[str, Tensor] | None = None
+) -> nn.Module:
+    """The network that a file describes, if it is no larger than the file's weights.
+
+    Raises:
+        ValueError: it would be larger.
+    """
     options = {key: value for key, value in description.items() if key != "class"}
-    return CLASSES[description["class"]](**options)
+    build = CLASSES[description["class"]]
+    if weights is not None:
+        layers = options.get("n_blocks", 1) * options.get("n_layers", 1)
+        with torch.device("meta"):  # shapes without memory
+            fits = layers <= max(len(weights), 1) and _nbytes(build(**options)) <= 2 * sum(
+                t.numel() * 4 for t in weights.values()
+            )
+        if not fits:
+            raise ValueError("its header describes a larger network than it holds weights for")
+    return build(**options)
+
+
+def _nbytes(model: nn.Module) -> int:
+    return sum(t.numel() * t.itemsize for t in model.state_dict().values())
+
+
+def _released_as(header: Mapping[str, str]) -> str | None:
+    """The released file that a header's notes are those of, wherever the file itself lies."""
+    from safetensors import safe_open
+
+    if notes := header.get("notes"):
+        for path in released().values():
+            with safe_open(path, framework="pt") as file:
+                if (
+                    json.loads(notes)
+                    == json.loads((file.metadata() or {}).get("notes", "{}"))
+                    != {}
+                ):
+                    return path.name
+    return None
 
 
 def _unknown(name: str, known: Any) -> str:

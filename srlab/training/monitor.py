@@ -1,7 +1,6 @@
 """What a run tells while it goes: a CSV log, a progress bar, an alarm for NaN, a clean stop."""
 
 import csv
-import os
 import signal
 import threading
 import time
@@ -14,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from srlab.errors import SrlabError
+from srlab.files import whole
 from srlab.training.state import writing
 
 
@@ -77,13 +77,10 @@ class Monitor:
             return
         with writing(self.path):
             rows = [r for r in read_rows(self.path) if int(r["step"]) <= step] if step else []
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self.path.with_suffix(".tmp")
-            with open(temporary, "w", newline="") as file:
+            with whole(self.path) as temporary, open(temporary, "w", newline="") as file:
                 writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
                 writer.writeheader()
                 writer.writerows(rows)
-            os.replace(temporary, self.path)
             self.board = _tensorboard(self.path.parent / "tensorboard", step)
 
     def step(self, step: int, values: dict[str, Tensor]) -> None:
@@ -169,28 +166,42 @@ def read_log(path: Path | str) -> dict[str, tuple[list[int], list[float]]]:
     return curves
 
 
-@contextmanager
-def stop_signal() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets, so that a loop can finish its step and save.
+class Stop(threading.Event):
+    """Set when a run is to end after its step.
 
-    A second Ctrl-C interrupts at once. Outside the main thread, where Python delivers no signals,
-    the event is never set.
+    Attributes:
+        signal: that asked for it; 0 if none did.
     """
-    stop = threading.Event()
+
+    signal = 0
+
+
+@contextmanager
+def stop_signal() -> Iterator[Stop]:
+    """An event that the first Ctrl-C or SIGTERM sets, so that a loop can finish its step and save.
+
+    (Batch systems and containers send SIGTERM some seconds before they kill.) A second Ctrl-C
+    interrupts at once. Outside the main thread, where Python delivers no signals, the event is
+    never set.
+    """
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def handle(signum: int, frame: object) -> None:
-        if stop.is_set():
+        if stop.signal == signal.SIGINT == signum:
             raise KeyboardInterrupt
+        stop.signal = signum
         stop.set()
 
-    previous = signal.signal(signal.SIGINT, handle)
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, handle) for number in signals}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, previous or signal.SIG_DFL)
+        for number, handler in previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _tensorboard(folder: Path, step: int):

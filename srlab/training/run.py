@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from srlab.files import only_here
 from srlab.models.zoo import describe, load_weights
 from srlab.training.config import AdversarialConfig, PretrainConfig
 from srlab.training.engine import Engine, keep_own_kernels, mean_over_processes
 from srlab.training.monitor import Monitor, stop_signal
 from srlab.training.optim import match_layout
-from srlab.training.state import CheckpointError, load_checkpoint, save_checkpoint
+from srlab.training.state import CheckpointError, load_checkpoint, save_checkpoint, writing
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -38,6 +39,7 @@ class Result:
         seconds: wall time of this call.
         patches_per_second: over this call, of all processes together; 0 if there was nothing left
             to do.
+        signal: that stopped the run, SIGINT or SIGTERM; 0 if none did.
     """
 
     generator: nn.Module
@@ -45,6 +47,7 @@ class Result:
     step: int
     seconds: float
     patches_per_second: float
+    signal: int = 0
 
 
 class Run:
@@ -80,6 +83,8 @@ class Run:
         self.validating = 0.0  # seconds spent so far
         self.path = self.folder / CHECKPOINT
         self.model = describe(parts["generator"])  # a generator that cannot be described fails now
+        self.settings = {"kind": type(config).__name__} | asdict(config)
+        self.settings |= {"data": parts["bank"].contents, "seed": parts["bank"].seed}
         self.monitor = Monitor(
             self.folder,
             metrics,
@@ -92,10 +97,20 @@ class Run:
         )
 
     def __enter__(self) -> "Run":
+        with ExitStack() as held:  # let go of if anything fails here
+            if self.writes:
+                with writing(self.path):
+                    held.enter_context(only_here(self.folder, "a training"))
+            self._begin()
+            self.stop = held.enter_context(stop_signal())
+            self.held = held.pop_all()
+        self.begin = time.perf_counter()
+        return self
+
+    def _begin(self) -> None:
         rank = self.fabric.global_rank
         if rank:  # crops of its own
-            bank = self.parts["bank"].generator
-            bank.manual_seed(bank.initial_seed() + rank)
+            self.parts["bank"].generator.manual_seed(self.settings["seed"] + rank)
         self.start, pending = self._resume() if self.path.is_file() else (0, [])
         start = torch.tensor(float(self.start), device=self.fabric.device)
         if self.fabric.world_size > 1 and self.fabric.all_reduce(start) != self.start:
@@ -105,15 +120,11 @@ class Run:
             )
         self.step = self.start
         self.monitor.open(self.start, pending)
-        self.signals = ExitStack()
-        self.stop = self.signals.enter_context(stop_signal())
-        self.begin = time.perf_counter()
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.seconds = time.perf_counter() - self.begin
-        self.signals.close()
         self.monitor.close()
+        self.held.close()
 
     def steps(self) -> Iterator[int]:
         """The numbers of the steps still to do, until the last one is done or somebody stops."""
@@ -178,7 +189,7 @@ class Run:
         state["banks"] = banks
         info = {
             "step": step,
-            "config": {"kind": type(self.config).__name__} | asdict(self.config),
+            "config": self.settings,
             "model": self.model,
         }
         save_checkpoint(self.path, state, info)
@@ -202,11 +213,11 @@ class Run:
 
     def _resume(self) -> tuple[int, list[Tensor]]:
         state, info = load_checkpoint(self.path)
-        mine = {"kind": type(self.config).__name__} | asdict(self.config)
-        theirs = info["config"]
+        # Checkpoints of before did not tell their data and seed.
+        theirs = {key: self.settings[key] for key in ("data", "seed")} | info["config"]
         differing = [
             f"{key} = {theirs.get(key)!r}, now {value!r}"
-            for key, value in mine.items()
+            for key, value in self.settings.items()
             if _plain(value) != _plain(theirs.get(key)) and key != "steps"
         ]
         if differing or info["step"] > self.config.steps:
@@ -238,7 +249,7 @@ class Run:
         patches = done * self.config.batch_size * self.fabric.world_size
         speed = patches / self.seconds if done else 0.0
         generator = deepcopy(self.average).eval()
-        return Result(generator, self.folder, self.step, self.seconds, speed)
+        return Result(generator, self.folder, self.step, self.seconds, speed, self.stop.signal)
 
 
 def _plain(value: Any) -> Any:

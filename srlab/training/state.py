@@ -7,7 +7,6 @@ optimizers, the schedulers and the random state; numbers that are not tensors go
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from srlab.errors import SrlabError
+from srlab.files import whole
 
 
 class CheckpointError(SrlabError):
@@ -92,15 +92,8 @@ def save_checkpoint(path: Path | str, state: dict[str, Any], info: dict[str, Any
         "info": json.dumps(info),
         "tree": json.dumps(tree),
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, temporary, metadata=header)
-            os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with writing(path), whole(path) as temporary:
+        save_file(tensors, temporary, metadata=header)
 
 
 def load_checkpoint(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
