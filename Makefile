@@ -4,12 +4,13 @@ export OMP_WAIT_POLICY ?= PASSIVE
 VENV    := .venv
 BIN     := $(VENV)/bin
 PROFILE ?= lite
+MINUTES ?= 15
 # The first Python from 3.11 to 3.13 that is installed; `make PYTHON=/path/to/python` overrides.
 PYTHON  ?= $(firstword $(foreach p,python3.12 python3.13 python3.11 python3 python,$(shell \
 	$(p) -c 'import sys; (3,11) <= sys.version_info[:2] <= (3,13) and print("$(p)")' 2>/dev/null)))
 CHAPTERS := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 
-.PHONY: help course test lab site bench figures refresh format lock clean
+.PHONY: help course test lab site bench soak figures refresh format lock clean
 
 help:
 	@echo "make course   run all chapters, write them to runs/$(PROFILE)/ (PROFILE=smoke, lite or full)"
@@ -17,6 +18,7 @@ help:
 	@echo "make lab      open the chapters in JupyterLab"
 	@echo "make site     render the stored chapters to site/, a static web site with a search"
 	@echo "make bench    measure this machine: crops and training patches a second"
+	@echo "make soak     kill, starve and damage for 15 minutes, and count what is lost (MINUTES=3 for less)"
 	@echo "make figures  rebuild figures/"
 	@echo "make refresh  run the chapters in place, to store new outputs (CHAPTER=02 for one)"
 	@echo "make lock     renew requirements.lock from pyproject.toml"
@@ -40,6 +42,9 @@ site: $(VENV)/ready
 
 bench: $(VENV)/ready
 	@$(BIN)/srlab bench
+
+soak: $(VENV)/ready
+	@$(BIN)/python scripts/soak.py --minutes $(MINUTES)
 
 figures: $(VENV)/ready
 	@$(BIN)/python figures/make_figures.py

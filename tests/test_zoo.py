@@ -66,6 +66,12 @@ def test_half_precision_halves_the_file_and_comes_back_in_32_bits(tmp_path):
     assert next(network.parameters()).dtype == torch.float32  # the network itself stays as it was
 
 
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelError, match=r"a\.safetensors could not be written"):
+        zoo.save(small(), tmp_path / "file" / "a.safetensors")
+
+
 def test_the_package_itself_loads_by_name_without_costing_anything_before():
     script = (
         "import sys, srlab; assert 'torch' not in sys.modules; net = srlab.load('bicubic'); "

@@ -134,7 +134,11 @@ def save(
     Args:
         half: store floats in half precision; ``load`` turns them back into 32 bits.
         notes: anything that JSON can hold: data, steps, figures.
+
+    Raises:
+        ModelError: the folder cannot be written to, or the disk is full; an older file stays.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     weights = {
@@ -146,8 +150,11 @@ def save(
         "model": json.dumps(describe(model)),
         "notes": json.dumps(dict(notes)),
     }
-    with whole(Path(path)) as temporary:
-        save_file(weights, temporary, metadata=header)
+    try:
+        with whole(Path(path)) as temporary:
+            save_file(weights, temporary, metadata=header)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path} could not be written ({error}): make room there.") from error
 
 
 def read_notes(path: Path | str) -> dict[str, Any]:
