@@ -84,7 +84,8 @@ class Run:
         self.path = self.folder / CHECKPOINT
         self.model = describe(parts["generator"])  # a generator that cannot be described fails now
         self.settings = {"kind": type(config).__name__} | asdict(config)
-        self.settings |= {"data": parts["bank"].contents, "seed": parts["bank"].seed}
+        for name, told in (("data", "contents"), ("seed", "seed")):  # a benchmark's bank tells none
+            self.settings[name] = getattr(parts["bank"], told, None)
         self.monitor = Monitor(
             self.folder,
             metrics,
