@@ -36,7 +36,7 @@ from rich.table import Table
 from srlab import cli, shards
 from srlab.course.settings import read_yaml
 from srlab.errors import SrlabError
-from srlab.evaluation import protocol
+from srlab.evaluation import scores
 from srlab.images import read_image_u8, read_picture, write_image
 from srlab.models import released, zoo
 from srlab.models.generators import SRResNet
@@ -301,7 +301,7 @@ def fill_disks(soak: Soak) -> None:
     """Every writer meets a disk that has no room: nothing, a page, some pages."""
     data, root = pictures(soak.folder / "full-data"), course(soak.folder / "course")
     large, tensors = torch.rand(3, 300, 300), {"weight": torch.rand(100_000)}
-    scores = [protocol.Score("a" * 100, 1.0, 1.0)] * 5000
+    figures = [scores.Figures("a" * 100, 1.0, 1.0, 1.0, 1.0)] * 5000
 
     def log(disk: Path) -> None:
         monitor = Monitor(disk, ["loss"], 1, 10**5, 1, progress=False)
@@ -317,7 +317,7 @@ def fill_disks(soak: Soak) -> None:
         "checkpoint": lambda disk: save_checkpoint(disk / "a.safetensors", tensors, {}),
         "weights": lambda disk: zoo.save(zoo.build("srresnet"), disk / "a.safetensors"),
         "log": log,
-        "CSV": lambda disk: protocol.write_csv(scores, disk / "a.csv"),
+        "CSV": lambda disk: scores.write_csv(figures, disk / "a.csv"),
         "picture, PNG": lambda disk: write_image(large, disk / "a.png"),
         "picture, JPEG": lambda disk: write_image(large, disk / "a.jpg"),
         "upscaled picture, TIFF": lambda disk: srlab(
