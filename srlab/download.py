@@ -42,8 +42,9 @@ def download(
     if not path.exists():
         part = path.with_name(path.name + ".part")
         with only_here(path.parent, "a download", f".{path.name}.lock"):
-            _download(url, part, progress, most)
-            part.replace(path)
+            if not path.exists():  # another process may have got it meanwhile
+                _download(url, part, progress, most)
+                part.replace(path)
     algorithm, digest = checksum.split(":")
     if not pooch.file_hash(path, alg=algorithm).startswith(digest):
         path.unlink()

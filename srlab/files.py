@@ -88,7 +88,8 @@ def only_here(folder: Path, work: str, file: str = LOCK) -> Iterator[None]:
         yield
         return
     try:
-        path.write_text(f"{os.getpid()}\n")
+        with suppress(OSError):  # Windows lets nobody write into it, and the message names nobody
+            path.write_text(f"{os.getpid()}\n")
         yield
     finally:
         if lock.lock_counter == 1:

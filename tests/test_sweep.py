@@ -16,6 +16,7 @@ from srlab.course import sweep
 from srlab.course.paths import CourseError
 from srlab.course.settings import SettingsError
 from srlab.course.sweep import SweepError, read_sweep, run_sweep
+from srlab.files import InUse
 from srlab.tuning import TuningError
 
 CLONE = Path(__file__).resolve().parents[1]
@@ -243,6 +244,24 @@ def test_a_wrong_file_is_refused_before_anything_runs(root, text, error, message
     with pytest.raises(error, match=message):
         run_sweep(write(root, text))
     assert not (root / "runs").exists()
+
+
+def test_a_sweep_runs_once_at_a_time(root):
+    code = """
+import sys, time
+from pathlib import Path
+from srlab.files import only_here
+with only_here(Path(sys.argv[1]), "a test"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    command = [sys.executable, "-c", code, str(root / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(InUse, match=f"process {process.pid} does a sweep there"):
+            run_sweep(write(root, "grid: {x: [1.0]}"), root / "out")
+        process.kill()
+    assert not (root / "out" / "manifest.json").exists()
 
 
 def test_a_file_that_is_not_there(root):

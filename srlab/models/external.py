@@ -190,11 +190,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _bounded(weights: dict[str, Any], path: Path) -> dict[str, Any]:
     """Refuse tensors, or counts of layers in their names, larger than the file can account for."""
-    found, nbytes, layers, nested = 0, 0, 0, [weights]
+    found, nbytes, layers, nested, seen = 0, 0, 0, [weights], set()
     while nested:
+        seen.add(id(nested[-1]))
         for name, value in nested.pop().items():
             if isinstance(value, dict):
-                nested.append(value)
+                nested += [value] if id(value) not in seen else []
             elif isinstance(value, Tensor):
                 found, nbytes = found + 1, nbytes + value.nbytes
                 layers = max([layers, *(int(n[:9]) for n in re.findall(r"\d+", str(name)))])
