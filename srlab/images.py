@@ -396,7 +396,9 @@ def _file_samples(
         _refuse_misread(image, source)
         _refuse_partial(image, source)
         _refuse_large(image, source, more)
-        header = image.format, image.size, bool(image.info.get("interlace"))
+        # Only where Pillow's zeros stay zeros, and come last, can they be told at a glance.
+        plain = image.mode != "P" and not {"interlace", "transparency"} & image.info.keys()
+        header = image.format, image.size, plain
         samples = _samples(_upright(image), source)
     del image  # and Pillow's memory with it
     _refuse_filled_up(*header, source, samples)
@@ -515,7 +517,7 @@ def _refuse_partial(image: Image.Image, source: str | Path | BytesIO) -> None:
 def _refuse_filled_up(
     kind: str | None,
     size: tuple[int, int],
-    interlaced: bool,
+    plain: bool,
     source: str | Path | BytesIO,
     samples: np.ndarray,
 ) -> None:
@@ -523,9 +525,10 @@ def _refuse_filled_up(
 
     Only a picture that ends so is looked at again.
     """
-    if kind == "PNG" and (interlaced or not samples[-1].any()):
+    edges = samples[0], samples[-1], samples[:, 0], samples[:, -1]  # EXIF may have turned it
+    if kind == "PNG" and not (plain and all(edge.any() for edge in edges)):
         whole = _png_reaches_its_end(source)
-    elif kind == "JPEG" and (samples[-1, -1] == 128).all():
+    elif kind == "JPEG" and (samples[:: len(samples) - 1 or 1, [0, -1]] == 128).all(2).any():
         whole = _jpeg_reaches_its_end(source, samples)
     else:
         return

@@ -374,6 +374,13 @@ def files_that_end_early(rng):
     yield "tall.png", png(64, 13_000, rows)
     yield "cut.png", png(64, 64, rows[: 193 * 63])  # all rows but one
     yield "interlaced.png", png(64, 64, bytes(6000), interlaced=1)
+    palette = encoded(noise.quantize(16), "PNG", bits=8)
+    start = palette.index(b"IDAT") + 4
+    length = struct.unpack(">I", palette[start - 8 : start - 4])[0]
+    kept = zlib.compress(zlib.decompress(palette[start : start + length])[:2000])
+    chunk = b"IDAT" + kept
+    chunk = struct.pack(">I", len(kept)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    yield "palette.png", palette[: start - 8] + chunk + palette[start + length + 4 :]
     jpeg = encoded(noise, "JPEG")
     yield "cut.jpg", jpeg[: len(jpeg) // 2] + b"\xff\xd9"
     size = jpeg.index(b"\xff\xc0") + 5
