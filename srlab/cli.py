@@ -221,7 +221,8 @@ def train(
     fabric = default_fabric(device)
     speaks = fabric.global_rank == 0
     held_out = find(validate)
-    if len(data) == 1 and shards.is_pack(data[0]):
+    packed = len(data) == 1 and shards.is_pack(data[0])
+    if packed:
         bank = shards.ShardBank(data[0], fabric.device, seed, verify=speaks, progress=speaks)
     else:
         files, shrink = training_files(data)
@@ -231,7 +232,8 @@ def train(
             files, 4, fabric.device, seed, shrink, progress=speaks, detail=detail
         )
     if speaks:
-        print(f"{len(bank)} images, {bank.nbytes / 1e6:,.0f} MB of pixels", flush=True)
+        where = "disk" if packed else fabric.device
+        print(f"{len(bank)} images, {bank.nbytes / 1e6:,.0f} MB of pixels on {where}", flush=True)
 
     folder = out or Path("runs") / model
     train_it = partial(
