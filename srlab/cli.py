@@ -156,8 +156,15 @@ def train(
     ] = None,
     loss: Annotated[str | None, typer.Option(help="Pixel loss, l1 or mse.")] = None,
     features: Annotated[
-        str | None, typer.Option(help="Games with VGG: vgg19-slim (default) or vgg19.")
+        str | None,
+        typer.Option(help="Games: of the perceptual loss, vgg19-slim (default), vgg16 or vgg19."),
     ] = None,
+    critic_features: Annotated[
+        str | None, typer.Option(help="Games: what a VGG critic stands on; default --features.")
+    ] = None,
+    critic_width: Annotated[
+        int, typer.Option(help="Games: channels of the critic's first layer.")
+    ] = 64,
     detail: Annotated[
         float,
         typer.Option(help="Draw crops by detail with this exponent; 0: every place alike."),
@@ -238,7 +245,7 @@ def train(
     folder = out or Path("runs") / model
     train_it = partial(
         recipes.train, recipe, bank, features=features or given.get("features", "vgg19-slim"),
-        seed=seed,
+        critic_features=critic_features, critic_width=critic_width, seed=seed,
     )  # fmt: skip
 
     def trial(precision: str, engine: Any, n: int, where: Path, on_step: Any) -> None:

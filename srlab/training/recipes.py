@@ -28,8 +28,13 @@ from srlab.training.run import Result
 # What the perceptual loss compares: edges, strokes and textures. The layers behind know little in
 # vgg19-slim; with relu2_2 and relu4_4 a short trial ended lower in PSNR and farther by LPIPS.
 PERCEPTUAL_TAPS = {"relu1_2": 0.3, "relu2_2": 0.3, "relu3_4": 0.4}
+# The same with a network that learned on ImageNet itself: its deeper layers know what things are.
+DEEP_TAPS = {
+    "vgg16": {"relu2_2": 0.2, "relu3_3": 0.3, "relu4_3": 0.5},
+    "vgg19": {"relu2_2": 0.2, "relu3_4": 0.3, "relu4_4": 0.5},
+}
 # What the VGG critic judges: deep enough for textures, shallow enough to see single strokes.
-CRITIC_TAP = "relu3_4"
+CRITIC_TAP = "relu3_4"  # relu3_3 in VGG16
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,27 @@ class Recipe:
 
 # Muon and 4 crops a step: chosen on pictures held out of the training sets (studies of chapter 07).
 _PSNR = {"optimizer": "muon", "batch_size": 4}
+# A tenth of the usual pixel loss beside the features, and rates that fall to zero at the end.
+_GAME = {
+    "content": "l1",
+    "content_weight": 0.1,
+    "perceptual_weight": 0.1,
+    "generator_lr": 2e-4,
+    "batch_size": 4,
+    "schedule": "cosine",
+    "warmup_steps": 20,
+}
 # The generator's batch norm is folded before any game (`generators.fold`): its running statistics
 # follow the last few crops, which chapter 02 shows to cost decibels by themselves.
 RECIPES: dict[str, Recipe] = {
     **{name: Recipe(name, settings=_PSNR) for name in zoo.ARCHITECTURES if name != "bicubic"},
-    # Ledig et al. 2017, with the pixel loss for content.
-    "srgan": Recipe("srresnet", "discriminator"),
+    # Ledig et al. 2017: content by VGG features, cross-entropy. Their features are VGG54 alone;
+    # several layers and a little L1 keep colours and edges in a game far shorter than theirs.
+    "srgan": Recipe(
+        "srresnet",
+        "discriminator",
+        {**_GAME, "adversarial_weight": 5e-3, "critic_lr": 2e-4},
+    ),
     # WDRN, perceptual loss, a critic on VGG features, Wasserstein with gradient penalty. The slope
     # of a Wasserstein critic is 1 for a whole picture, that of a mean over pixels far less: hence
     # the small weight. With the usual penalty of 10, a critic that starts from a warm generator
@@ -71,14 +91,12 @@ RECIPES: dict[str, Recipe] = {
         "wdrn",
         "vgg",
         {
-            "content": "l1",
-            "perceptual_weight": 0.1,
+            **_GAME,
             "adversarial": "wasserstein",
             "adversarial_weight": 1e-3,
             "lipschitz": "gradient-penalty",
             "penalty_weight": 1.0,
             "critic_lr": 1e-3,
-            "critic_steps": 5,
             "critic_betas": (0.0, 0.9),
         },
     ),
@@ -104,6 +122,8 @@ def train(
     generator: nn.Module | None = None,
     critic: nn.Module | None = None,
     features: str = "vgg19-slim",
+    critic_features: str | None = None,
+    critic_width: int = 64,
     settings: Mapping[str, Any] = {},
     seed: int = 0,
     held_out: Sequence[Path] = (),
@@ -118,7 +138,9 @@ def train(
         generator: trained in place; by default a fresh network, or the released one that the
             game starts from, folded.
         critic: by default the recipe's, fresh but for a pre-trained trunk.
-        features: of the perceptual loss and of the VGG critic; see :func:`srlab.models.vgg.load`.
+        features: of the perceptual loss; see :func:`srlab.models.vgg.load`.
+        critic_features: what a VGG critic stands on, by default the same.
+        critic_width: channels of a fresh critic's first layer (VGG critic: of its head).
         settings: fields of the configuration that differ from the recipe's.
         seed: of fresh weights. (The crops have the bank's.)
         held_out: picture files; the log's ``val_psnr`` is measured on them.
@@ -142,7 +164,8 @@ def train(
         return pretrain(generator, bank, config, folder, **options)
     generator = generator or fold(zoo.load(recipe.generator))
     config = AdversarialConfig(**{**recipe.settings, **settings})
-    critic = critic or build_critic(recipe, config.patch_size * generator.scale, features)
+    hr_size = config.patch_size * generator.scale
+    critic = critic or build_critic(recipe, hr_size, critic_features or features, critic_width)
     if config.perceptual_weight:
         state = bank.state_dict()  # looking at pictures leaves the order of the crops as it is
         pictures = bank.batch(16, config.patch_size)[1]
@@ -151,20 +174,26 @@ def train(
     return adversarial(generator, critic, bank, config, folder, **options)
 
 
-def build_critic(recipe: Recipe, hr_size: int, features: str = "vgg19-slim") -> nn.Module:
+def build_critic(
+    recipe: Recipe, hr_size: int, features: str = "vgg19-slim", width: int = 64
+) -> nn.Module:
     """The recipe's critic, fresh but for the pre-trained trunk.
 
     Args:
         hr_size: side of the HR crops that it will see.
         features: for the VGG critic; see :func:`srlab.models.vgg.load`.
+        width: channels of its first layer, or of the VGG critic's head.
     """
     if recipe.critic == "none":
         return NoCritic()
     if recipe.critic == "vgg":
-        return VGGCritic(vgg.load(features, [CRITIC_TAP]), pixel_branch=True, patch=True)
-    return Discriminator(hr_size)
+        tap = "relu3_3" if features == "vgg16" else CRITIC_TAP
+        trunk = vgg.load(features, [tap])
+        return VGGCritic(trunk, pixel_branch=True, patch=True, n_features=width)
+    return Discriminator(hr_size, width)
 
 
 def build_perceptual(images: Tensor, features: str = "vgg19-slim") -> Perceptual:
     """The perceptual loss of the recipes, calibrated on (N, 3, H, W) HR crops in [0, 1]."""
-    return Perceptual(vgg.load(features, list(PERCEPTUAL_TAPS)), PERCEPTUAL_TAPS, images)
+    taps = DEEP_TAPS.get(features, PERCEPTUAL_TAPS)
+    return Perceptual(vgg.load(features, list(taps)), taps, images)
