@@ -9,6 +9,7 @@ import pytest
 
 from srlab import claims
 from srlab.bench_upscale import FAST, PLAIN
+from srlab.download import sha256
 from srlab.models import zoo
 from srlab.training.recipes import RECIPES
 
@@ -87,25 +88,37 @@ def test_a_model_card_states_its_size_and_steps(name):
     assert re.search(rf"\| steps \| .*\b{steps:,}\b", card)
 
 
-@pytest.mark.parametrize("name", [n for n in ("srgan", "wdrn-vgg-wgan") if n in zoo.released()])
-def test_a_games_stated_distance_is_measured_where_judge_and_pictures_are(name):
-    from srlab.datasets import DATASETS, find, status
-    from srlab.evaluation import perceptual, scores
+def table_of_models():
+    """(model, set) -> row of notebooks/results/models.csv."""
+    with open(ROOT / "notebooks/results/models.csv", newline="", encoding="utf-8") as file:
+        return {(row["model"], row["set"]): row for row in csv.DictReader(file)}
 
-    if status("set5")[1] < DATASETS["set5"].count:
-        pytest.skip("Set5 is not on this machine")
-    try:
-        judge = perceptual.load("squeeze")
-    except perceptual.PerceptualError as error:
-        pytest.skip(str(error))
-    if judge.published:
-        pytest.skip("the card's figures come from another SqueezeNet than torchvision's")
-    row = next(line for line in section(name).splitlines() if line.startswith("| distance |"))
-    ended, started = (float(x) for x in re.findall(r"Set5 (0\.\d{3})", row))
-    assert ended < started, "the game was for nothing"
-    for model, stated in ((name, ended), (RECIPES[name].start, started)):
-        measured = scores.mean(scores.measure(zoo.load(model), find("set5"), judge)).distance
-        assert measured == pytest.approx(stated, abs=6e-4), model
+
+@pytest.mark.parametrize("name", sorted(zoo.released()))
+def test_the_table_of_models_is_of_the_released_files(name):
+    """The row's checksum is the file's, and its PSNR what the file says of itself."""
+    rows = table_of_models()
+    for image_set, (psnr, _) in noted(name).items():
+        row = rows[name, image_set]
+        assert sha256(zoo.released()[name]).startswith(row["checksum"])
+        assert float(row["psnr"]) == pytest.approx(psnr, abs=0.006)
+
+
+@pytest.mark.parametrize("name", sorted(zoo.released()))
+def test_a_stated_distance_is_that_of_the_table(name):
+    rows = table_of_models()
+    line = next(line for line in section(name).splitlines() if line.startswith("| distance |"))
+    stated = re.findall(r"(Set5|Set14|BSD100) (0\.\d{3})", line)
+    models = [name, RECIPES[name].generator] if RECIPES[name].is_game else [name]
+    expected = [
+        (title, f"{float(rows[model, title.lower()]['lpips_alex']):.3f}")
+        for model in models
+        for title in ("Set5", "Set14", "BSD100")
+    ]
+    assert stated == expected
+    if RECIPES[name].is_game:
+        ended, started = stated[: len(stated) // 2], stated[len(stated) // 2 :]
+        assert all(a[1] < b[1] for a, b in zip(ended, started, strict=True)), "for nothing"
 
 
 def test_the_log_of_a_released_model_ends_with_its_last_step():
@@ -198,15 +211,3 @@ def test_readme_states_what_upscaling_costs():
         line = cost[float(megapixels)]
         assert seconds == f"{float(line['cpu_seconds']):.0f}"
         assert memory == f"{int(line['peak_memory_mb']):,}"
-
-
-def test_readme_states_what_four_times_the_steps_brought():
-    with open(ROOT / "notebooks/results/07_pictures.csv", newline="") as file:
-        psnr = {
-            (row["seed"], row["pictures"], int(row["steps"])): float(row["set5"])
-            for row in csv.DictReader(file)
-        }
-    assert len(psnr) == 18
-    gains = [psnr[s, n, 4000] - psnr[s, n, 1000] for s, n, steps in psnr if steps == 1000]
-    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert f"four times the steps brought {sum(gains) / len(gains):.1f} dB on Set5" in text
