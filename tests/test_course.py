@@ -1,5 +1,6 @@
 """The course's own machinery, on tiny chapters made here: the real ones have their own tests."""
 
+import inspect
 import json
 import re
 import subprocess
@@ -411,6 +412,15 @@ def test_the_docstring_can_be_left_out():
     assert "Every setting" not in code
     assert code.splitlines()[1].startswith("    def ")
     assert not course.source(check, docstring=False).code.startswith('"""')
+
+
+def test_one_statement_can_be_shown_alone():
+    shown = course.source(Settings.__repr__, part="return")
+    assert repr(shown).splitlines()[0] == "# from srlab.course.settings.Settings.__repr__"
+    assert shown.code.startswith("return")
+    assert shown.code in inspect.getsource(Settings.__repr__)
+    with pytest.raises(CourseError, match="no statement that begins with 'while'"):
+        course.source(Settings.__repr__, part="while")
 
 
 def test_highlighting_keeps_the_text_and_follows_the_theme():

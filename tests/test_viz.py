@@ -19,7 +19,7 @@ from PIL import Image
 from skimage.color import rgb2ycbcr
 from torch.testing import assert_close
 
-from srlab.viz import figures
+from srlab.viz import diagrams, figures
 from srlab.viz.widgets import before_after
 
 CLONE = Path(__file__).parents[1]
@@ -609,3 +609,16 @@ def test_points_of_a_plane_stand_at_their_numbers_under_their_names():
     assert figure.png() == figure.png()
     with pytest.raises(ValueError, match="points is empty"):
         figures.plane({}, "x", "y")
+
+
+@pytest.mark.parametrize("draw", ["srresnet", "discriminator", "game", "dense_block"])
+def test_a_drawn_network_fills_its_card_and_says_what_it_shows(draw):
+    figure = getattr(diagrams, draw)()
+    ink = (decode(figure.png()) < 200).any(-1)
+    top, bottom, left, right = bounds(ink)
+    height, width = ink.shape
+    assert min(top, left) > 2  # nothing is cut off
+    assert bottom < height - 3
+    assert right < width - 3
+    assert right - left > 0.8 * width
+    assert len(figure.alt) > 80

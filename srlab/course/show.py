@@ -34,15 +34,17 @@ class Source:
         return highlight(repr(self), PythonLexer(), style)
 
 
-def source(obj: Any, docstring: bool = True) -> Source:
+def source(obj: Any, docstring: bool = True, part: str = "") -> Source:
     """The source of a class, function or module, headed by its qualified name.
 
     Args:
         obj: the component; for an instance its class is shown.
         docstring: ``False`` leaves out the component's own docstring.
+        part: how a statement in it begins, such as ``"with run:"``: only this statement is shown,
+            with all that it holds.
 
     Raises:
-        CourseError: it has no Python source.
+        CourseError: it has no Python source, or no such statement.
     """
     if not (inspect.ismodule(obj) or inspect.isclass(obj) or inspect.isroutine(obj)):
         obj = type(obj)
@@ -51,7 +53,17 @@ def source(obj: Any, docstring: bool = True) -> Source:
         code = textwrap.dedent(inspect.getsource(obj)).rstrip()
     except (OSError, TypeError) as error:
         raise CourseError(f"{name} has no Python source to show.") from error
+    if part:
+        return Source(f"from {name}", _statement(code, part, name))
     return Source(name, code if docstring else _without_docstring(code, inspect.ismodule(obj)))
+
+
+def _statement(code: str, beginning: str, name: str) -> str:
+    lines = code.splitlines()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.stmt) and lines[node.lineno - 1].strip().startswith(beginning):
+            return textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno]))
+    raise CourseError(f"{name} has no statement that begins with {beginning!r}.")
 
 
 def _without_docstring(code: str, is_module: bool) -> str:
