@@ -41,7 +41,7 @@ class Card(ipywidgets.VBox):
         raise NotImplementedError
 
     def printed(self) -> bytes:
-        """What a page without a kernel shows, as a PNG file: by default the picture as it stands."""
+        """What a page without a kernel shows, a PNG file; by default the picture as it stands."""
         return self.still()
 
     def close(self) -> None:
