@@ -12,7 +12,7 @@ from torch import Tensor
 from srlab.viz.card import Card, choice, controls, data_uri, img, png, slider
 from srlab.viz.figures import grid, most_different_crop, picture
 
-DETAIL = 200  # largest side of the detail on a page without a kernel, in pixels of the pictures
+DETAIL = 160  # largest side of the detail on a page without a kernel, in pixels of the pictures
 
 
 class Compare(Card):
