@@ -421,7 +421,7 @@ def plane(
             right = at[0] > middle  # the name goes where there is more room
             axes.annotate(
                 name, at, xytext=(-8 if right else 8, 4), textcoords="offset points",
-                ha="right" if right else "left", color=colour, weight="bold", size=9,
+                ha="right" if right else "left", color=colour, weight="bold", size=9, zorder=1.5,
                 path_effects=[matplotlib.patheffects.withStroke(linewidth=3, foreground="white")],
             )  # fmt: skip
         axes.margins(0.14)
