@@ -503,7 +503,7 @@ def test_the_line_starts_in_the_middle_and_moves_with_the_slider(noise):
 def test_where_no_kernel_runs_a_still_picture_is_shown(noise):
     widget = before_after(noise(3, 8, 16), noise(3, 8, 16), labels=("bicubic", "SRGAN"))
     data = widget._repr_mimebundle_()
-    assert base64.b64decode(data["image/png"]) == still(widget)
+    assert base64.b64decode(data["image/png"]) == widget.printed()
     assert all(label in data["text/plain"] for label in ("bicubic", "SRGAN"))
     view = data["application/vnd.jupyter.widget-view+json"]
     assert view["model_id"] == widget.model_id
@@ -603,7 +603,10 @@ def test_points_of_a_plane_stand_at_their_numbers_under_their_names():
         (tuple(d.get_facecolor()[0]), len(d.get_paths()[0].vertices)) for d in axes.collections
     }
     assert len(looks) == len(points)
-    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["between", *points]
+    assert {t.get_text(): t.xy for t in axes.texts} == points
+    assert len({t.get_color() for t in axes.texts}) == len(points)
+    same = figures.plane({"net": (27.0, 0.4)}, "PSNR", "LPIPS", styles=figures.styles(points))
+    assert same.axes[0].texts[0].get_color() == axes.texts[2].get_color()
     assert list(zip(*axes.lines[0].get_data(), strict=True)) == path
     assert figure.alt == "LPIPS against PSNR: bicubic, GAN and net"
     assert figure.png() == figure.png()

@@ -28,7 +28,7 @@ from srlab.training.engine import default_fabric
 from srlab.training.game import adversarial
 from srlab.training.monitor import TrainingDiverged, read_log
 from srlab.training.pretrain import pretrain
-from srlab.viz import widgets
+from srlab.viz import figures, widgets
 from srlab.viz.card import Card
 from srlab.viz.explorers import shrink
 
@@ -186,6 +186,15 @@ def test_any_two_of_several_pictures_can_be_chosen(noise):
     assert np.array_equal(decode(widget.still())[:, :-1], hwc(b)[:, :-1])
     assert list(pictures(widget.view.value)) == [widget.alt]
     assert "b on the left" in widget.alt
+
+
+def test_a_page_without_a_kernel_shows_the_same_detail_of_both_at_twice_the_pixels(noise):
+    a, b = noise(3, 100, 120), noise(3, 100, 120)
+    printed = decode(widgets.before_after(a, b).printed())
+    top, left, *_ = figures.most_different_crop(a, b, 100)
+    for picture, x in ((a, 12), (b, 218)):
+        detail = hwc(picture)[top : top + 100, left : left + 100]
+        assert np.array_equal(printed[30:230, x : x + 200, :3], np.kron(detail, np.ones((2, 2, 1))))
 
 
 def test_zoom_enlarges_the_same_part_of_both(noise):

@@ -40,6 +40,10 @@ class Card(ipywidgets.VBox):
         """The picture as it stands, as a PNG file."""
         raise NotImplementedError
 
+    def printed(self) -> bytes:
+        """What a page without a kernel shows, a PNG file; by default the picture as it stands."""
+        return self.still()
+
     def close(self) -> None:
         """Let go of everything: a widget's own ``close`` leaves its children's comms open."""
         for widget in _family(self):
@@ -52,7 +56,7 @@ class Card(ipywidgets.VBox):
 
     def _repr_mimebundle_(self, **kwargs) -> dict[str, object]:
         live = super()._repr_mimebundle_(**kwargs)
-        still = {"image/png": base64.b64encode(self.still()).decode(), "text/plain": self.alt}
+        still = {"image/png": base64.b64encode(self.printed()).decode(), "text/plain": self.alt}
         return live | still
 
 

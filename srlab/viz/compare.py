@@ -5,11 +5,14 @@ from collections.abc import Mapping
 
 import ipywidgets
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from srlab.viz.card import Card, choice, controls, data_uri, img, png, slider
-from srlab.viz.figures import picture
+from srlab.viz.figures import grid, most_different_crop, picture
+
+DETAIL = 160  # largest side of the detail on a page without a kernel, in pixels of the pictures
 
 
 class Compare(Card):
@@ -47,7 +50,7 @@ class Compare(Card):
 
     @property
     def alt(self) -> str:
-        return f"{self.left.value} on the left of a dividing line, {self.right.value} on its right"
+        return f"The same scene: {self.left.value} on the left, {self.right.value} on the right"
 
     def still(self) -> bytes:
         left, right = (self._zoomed(self.pictures[c.value]) for c in (self.left, self.right))
@@ -55,6 +58,17 @@ class Compare(Card):
         joined = np.concatenate([left[:, :at], right[:, at:]], axis=1)
         joined[:, max(at - 1, 0) : at + 1] = 255
         return png(joined)
+
+    def printed(self) -> bytes:
+        """The same detail of both pictures, the one where they differ most, at twice the pixels."""
+        names = self.left.value, self.right.value
+        pair = torch.stack([torch.tensor(self.pictures[n]).permute(2, 0, 1) for n in names])
+        side = min(DETAIL, *(n // 4 * 4 for n in pair.shape[-2:]))
+        if side:
+            top, left, *_ = most_different_crop(*pair, side)
+            pair = pair[..., top : top + side, left : left + side]
+        pair = pair.repeat_interleave(2, -2).repeat_interleave(2, -1)
+        return grid(pair, 2, names).png()
 
     def _zoomed(self, pixels: np.ndarray) -> np.ndarray:
         """The chosen part of a picture at the size of the whole, by repeating pixels."""

@@ -14,6 +14,7 @@ from os import PathLike
 
 import matplotlib
 import matplotlib.figure
+import matplotlib.patheffects
 import matplotlib.ticker
 import matplotlib.tri
 import numpy as np
@@ -91,6 +92,20 @@ class Figure(matplotlib.figure.Figure):
         return f"<Figure: {self.alt}>"
 
     __str__ = __repr__
+
+
+Style = tuple[str, str]  # colour and marker
+
+
+def styles(names: Iterable[str]) -> dict[str, Style]:
+    """A colour and a marker for each name, to keep through all figures of a chapter.
+
+    Neither colour nor shape alone: together they tell many points apart.
+    """
+    return {n: (COLOURS[i % len(COLOURS)], "osD^vP*"[i // 2 % 7]) for i, n in enumerate(names)}
+
+
+_styles = styles  # where an argument bears its name
 
 
 def compare(
@@ -229,6 +244,7 @@ def curves(
     hlines: Mapping[str, float] | None = None,
     logy: bool = False,
     *,
+    styles: Mapping[str, Style] | None = None,
     alt: str | None = None,
 ) -> Figure:
     """Lines such as learning curves, with dashed lines of reference.
@@ -237,6 +253,7 @@ def curves(
         series: label -> (x, y), lists, arrays or tensors of equal length.
         hlines: label -> y, for instance ``{"bicubic": 26.7}``.
         logy: logarithmic y axis.
+        styles: label -> (colour, marker), as :func:`styles` gives them; the colour is used.
 
     Raises:
         ValueError: no series.
@@ -249,7 +266,8 @@ def curves(
         axes = figure.add_subplot()
         for label, (x, y) in series.items():
             x, y = _numbers(x), _numbers(y)
-            axes.plot(x, y, label=label, marker="o" if len(x) <= 25 else None)
+            colour = (styles or {}).get(label, (None, ""))[0]
+            axes.plot(x, y, label=label, color=colour, marker="o" if len(x) <= 25 else None)
         if logy:
             axes.set_yscale("log")
         for label, y in (hlines or {}).items():
@@ -370,6 +388,7 @@ def plane(
     ylabel: str,
     paths: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     *,
+    styles: Mapping[str, Style] | None = None,
     alt: str | None = None,
 ) -> Figure:
     """Named points in a plane, such as models by distortion and perception.
@@ -377,28 +396,36 @@ def plane(
     Y. Blau, T. Michaeli, "The perception-distortion tradeoff", CVPR 2018, arXiv:1711.06077.
 
     Args:
-        points: name -> (x, y); a legend explains colours and shapes.
+        points: name -> (x, y); the name is written beside the point.
         paths: label -> points (x, y) of a line, for instance of interpolated networks.
+        styles: name -> (colour, marker); by default those of :func:`styles`.
 
     Raises:
         ValueError: no points.
     """
     if not points:
         raise ValueError("plane has nothing to draw: points is empty.")
-    figure = Figure(760, 400, alt or f"{ylabel} against {xlabel}: {_listed(points)}")
+    figure = Figure(760, 420, alt or f"{ylabel} against {xlabel}: {_listed(points)}")
     figure.set_layout_engine("constrained")
+    styles = _styles(points) | dict(styles or {})
     with matplotlib.rc_context(STYLE):
         axes = figure.add_subplot()
-        for colour, (label, line) in zip((GREY, INK) * 9, (paths or {}).items(), strict=False):
+        for label, line in (paths or {}).items():
             x, y = _numbers(list(zip(*line, strict=True)))
-            axes.plot(x, y, color=colour, label=label, marker=".", linewidth=1.2, zorder=1)
-        for i, (name, at) in enumerate(points.items()):
-            # Neither colour nor shape alone: together they tell many points apart.
-            style = {"color": COLOURS[i % len(COLOURS)], "marker": "osD^vP*"[i // 2 % 7]}
-            axes.scatter(*at, label=name, s=52, zorder=2, edgecolors="white", **style)
-        axes.margins(0.12)
+            axes.plot(x, y, color=GREY, label=label, marker=".", linewidth=1.2, zorder=1)
+        middle = sum(x for x, _ in points.values()) / len(points)
+        for name, at in points.items():
+            colour, marker = styles[name]
+            style = {"color": colour, "marker": marker, "edgecolors": "white"}
+            axes.scatter(*at, s=60, zorder=2, label=name, **style)
+            right = at[0] > middle  # the name goes where there is more room
+            axes.annotate(
+                name, at, xytext=(-8 if right else 8, 4), textcoords="offset points",
+                ha="right" if right else "left", color=colour, weight="bold", size=9, zorder=1.5,
+                path_effects=[matplotlib.patheffects.withStroke(linewidth=3, foreground="white")],
+            )  # fmt: skip
+        axes.margins(0.14)
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        figure.legend(loc="outside right upper", handlelength=1.2)
     return figure
 
 
@@ -528,7 +555,11 @@ def radial_power(image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def spectrum(
-    images: Mapping[str, Tensor], scale: int | None = None, *, alt: str | None = None
+    images: Mapping[str, Tensor],
+    scale: int | None = None,
+    *,
+    styles: Mapping[str, Style] | None = None,
+    alt: str | None = None,
 ) -> Figure:
     """How much detail of each size pictures hold: power of the luma against frequency.
 
@@ -537,6 +568,7 @@ def spectrum(
             (the LR) is put on the same footing, and its curve ends at its own finest detail.
         scale: mark the finest detail that an LR picture of 1/scale the size can hold, at
             0.5/scale cycles/pixel.
+        styles: as in :func:`curves`.
 
     Raises:
         ValueError: no images.
@@ -554,6 +586,7 @@ def spectrum(
         "frequency (cycles/pixel)",
         "power of luma",
         logy=True,
+        styles=styles,
         alt=alt or f"Power spectrum of {_listed(images)}",
     )
     with matplotlib.rc_context(STYLE):
