@@ -54,7 +54,7 @@ def learning_curve() -> figures.Figure:
         "training step (8 crops each)",
         "PSNR on photos-valid (dB)",
         hlines={"bicubic": bicubic},
-        alt="PSNR against training step: a curve that starts at the bicubic line and flattens far above it.",
+        alt="PSNR against training step: a curve that flattens far above the bicubic line.",
     )
 
 
