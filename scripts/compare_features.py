@@ -20,7 +20,7 @@ import csv
 from pathlib import Path
 
 import torch
-from distill_vgg import TAPS, Student
+from distill_vgg import TAPS, WIDTH
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
@@ -36,9 +36,14 @@ CROPS = 96  # of 128 x 128 pixels, to fit a read-out and to measure it
 
 
 def random_network() -> vgg.Features:
-    """Batch norm measured on nothing, folded: weights by He's rule."""
+    """Weights by He's rule, as networks start that train from scratch."""
     torch.manual_seed(1)
-    return Student().fold()
+    network = vgg.Features(tuple(TAPS), WIDTH)
+    for layer in network.layers:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+    return network
 
 
 def crops(*sets: str) -> Tensor:
@@ -106,7 +111,6 @@ def main() -> None:
     given = dict(pair.split("=", 1) for pair in options.network)
     small = {name: vgg.load(file, tuple(TAPS)) for name, file in given.items()}
     small = {"vgg19-slim": vgg.load("vgg19-slim", tuple(TAPS)), **small, "random": random_network()}
-    small["random"].taps = tuple(TAPS)
     teacher = vgg.load("vgg16", tuple(TAPS.values()))
     fit, test = crops("bsd100"), crops("set5", "set14")
     wanted = [{tap: rows(x) for tap, x in maps(teacher, part).items()} for part in (fit, test)]

@@ -15,13 +15,12 @@ A convolution that the teacher lacks begins as the identity. Then it is trained,
   et al. 2015, arXiv:1412.6550);
 - to be as far from one picture to its copy as the teacher is, for that distance *is* the loss.
 
-There is no batch norm. Ctrl-C and the same command go on from the last checkpoint. What was
-learned is measured by ``scripts/compare_features.py``.
+There is no batch norm. Every hundred steps the file is written, and a checkpoint, from which the
+same command goes on after Ctrl-C. What was learned is measured by ``scripts/compare_features.py``.
 """
 
 import argparse
 import csv
-import json
 import time
 from pathlib import Path
 
@@ -282,13 +281,17 @@ def main() -> None:
         if step % 100 == 0 or step == options.steps:
             state = {name: part.state_dict() for name, part in parts.items()}
             save_checkpoint(checkpoint, state | {"random": torch.get_rng_state()}, {"step": step})
+            notes = {"steps": step, "batch_size": options.batch_size, "images": len(bank)}
+            write(student, sample, options.out, notes)
 
-    features = student.features.requires_grad_(False)
+
+def write(student: Student, images: Tensor, path: str, notes: dict) -> None:
+    """The features alone, calibrated at every layer."""
+    features = vgg.Features(("relu5_4",), WIDTH)
+    features.load_state_dict(student.features.state_dict())
     features.taps = features.names[: len(features.layers)]
-    vgg.calibrate(features, sample)
-    notes = {"teacher": "vgg16", "steps": options.steps, "batch_size": options.batch_size}
-    vgg.save(features, options.out, notes=notes | {"images": len(bank)})
-    print(json.dumps({tap: round(features.scales[tap], 3) for tap in TAPS}))
+    vgg.calibrate(features, images)
+    vgg.save(features, path, notes={"teacher": "vgg16"} | notes)
 
 
 def _bank(names: list[str]) -> PatchBank:
