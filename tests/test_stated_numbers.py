@@ -98,7 +98,9 @@ def table_of_models():
 def test_the_table_of_models_is_of_the_released_files(name):
     """The row's checksum is the file's, and its PSNR what the file says of itself."""
     rows = table_of_models()
-    for image_set, (psnr, _) in noted(name).items():
+    measured = {s: figures for s, figures in noted(name).items() if (name, s) in rows}
+    assert measured
+    for image_set, (psnr, _) in measured.items():
         row = rows[name, image_set]
         assert sha256(zoo.released()[name]).startswith(row["checksum"])
         assert float(row["psnr"]) == pytest.approx(psnr, abs=0.006)
@@ -114,8 +116,10 @@ def test_a_stated_distance_is_that_of_the_table(name):
         (title, f"{float(rows[model, title.lower()]['lpips_alex']):.3f}")
         for model in models
         for title in ("Set5", "Set14", "BSD100")
+        if (model, title.lower()) in rows
     ]
     assert stated == expected
+    assert expected
     if RECIPES[name].is_game:
         ended, started = stated[: len(stated) // 2], stated[len(stated) // 2 :]
         assert all(a[1] < b[1] for a, b in zip(ended, started, strict=True)), "for nothing"
