@@ -356,6 +356,18 @@ def test_the_average_follows_the_weights_and_the_statistics():
     assert not average.module.training
 
 
+def test_what_a_run_returns_can_be_trained_further(tmp_path):
+    """A game starts from it; what the user froze stays frozen."""
+    generator = make_generator()
+    generator.head[0].weight.requires_grad_(False)
+    result = train("pretrain", tmp_path / "a", generator=generator, steps=2)
+    frozen = {n for n, p in result.generator.named_parameters() if not p.requires_grad}
+    assert frozen == {"head.0.weight"}
+    before = result.generator.tail.weight.detach().clone()
+    train("adversarial", tmp_path / "b", generator=result.generator, steps=2)
+    assert not torch.equal(result.generator.tail.weight, before)
+
+
 def test_the_average_never_asks_a_device_for_a_value():
     """Tensors on the meta device have none: whoever would wait for one fails here."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to("meta")

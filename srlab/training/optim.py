@@ -171,7 +171,7 @@ class MovingAverage:
     """
 
     def __init__(self, network: nn.Module, decay: float):
-        self.module = deepcopy(network).eval().requires_grad_(False)
+        self.module = deepcopy(network).eval()
         if any(p.dtype.itemsize < 4 for p in network.parameters()):
             self.module.float()  # an average of half-precision weights is worth more bits
         self.decay = decay
