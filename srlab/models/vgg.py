@@ -145,7 +145,7 @@ def calibrate(features: Features, images: Tensor) -> dict[str, float]:
     Args:
         images: (N, 3, H, W) RGB in [0, 1].
     """
-    there = next(iter(features.state_dict().values())).device
+    there = next((t.device for t in features.state_dict().values()), images.device)
     found = {
         tap: float(x.float().square().mean().sqrt())
         for tap, x in features(images.to(there)).items()
