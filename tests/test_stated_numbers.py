@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -215,3 +216,18 @@ def test_readme_states_what_upscaling_costs():
         line = cost[float(megapixels)]
         assert seconds == f"{float(line['cpu_seconds']):.0f}"
         assert memory == f"{int(line['peak_memory_mb']):,}"
+
+
+def test_readme_states_what_the_recipe_brings():
+    means = {}
+    with open(ROOT / "notebooks/results/recipe.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["set5"]:  # the last row of a training
+                means.setdefault(row["variant"], []).append(float(row["set5"]))
+    kinds = ("no skip", "skip", "skip, detail", "skip, detail, Muon")
+    assert all(len(means[kind]) == 3 for kind in kinds)
+    psnr = [sum(means[kind]) / 3 for kind in kinds]
+    gains = [f"{b - a:.2f}" for a, b in pairwise(psnr)]
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    stated = re.search(r"skip brings (.{4}) dB on Set5, .* (.{4}) dB and Muon, .* (.{4}) dB", text)
+    assert list(stated.groups()) == gains
