@@ -160,7 +160,7 @@ def mean(scores: Sequence[Score]) -> Score:
 def mean_psnr(model: nn.Module, files: Sequence[Path], device: torch.device | str = "cpu") -> float:
     """The set's PSNR in dB by the published protocol, as in :func:`evaluate`, without the SSIM.
 
-    SSIM takes longer than a small network; who watches a training needs one number.
+    SSIM takes longer to compute than a small network; a training's log needs only PSNR.
     """
     model = model.to(device)
     total = 0.0

@@ -220,8 +220,8 @@ class Polyphase(nn.Module):
     Proc. IEEE 78(1), 1990.)
 
     Args:
-        generator: an SRResNet or a WDRN. Its weights are shared, not copied: who trains the one
-            trains the other.
+        generator: an SRResNet or a WDRN. Its weights are shared, not copied: training one of the
+            two trains both.
     """
 
     def __init__(self, generator: SRResNet | WDRN):

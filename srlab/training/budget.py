@@ -115,6 +115,8 @@ def _fastest(
                 continue
         try:
             found[name] = _seconds_per_step(trial, choice.precision, choice.engine)
+        except SrlabError:  # the pictures or the settings are wrong, not the engine
+            raise
         except Exception as error:  # what a machine cannot do is left out
             problem = (str(error).strip() or type(error).__name__).splitlines()[0]
         finally:

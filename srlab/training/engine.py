@@ -48,7 +48,7 @@ class Engine:
 
     def __post_init__(self):
         if self.compile not in MODES:
-            raise SrlabError(f"--compile must be one of {', '.join(MODES)}, got {self.compile!r}.")
+            raise SrlabError(f"Engine.compile must be one of {', '.join(MODES)}, got {self.compile!r}.")
 
     def optimizer(
         self,
@@ -169,7 +169,7 @@ def default_fabric(accelerator: str = "auto", precision: str = "32-true") -> "Fa
     if several:
         here = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // here
-        # `fabric run` has its own way to tell the devices, and minds being told them twice.
+        # `fabric run` sets the devices itself and refuses to be given them again.
         options = {} if by_fabric else {"devices": here, "num_nodes": nodes}
         if "LT_STRATEGY" not in os.environ:
             options["strategy"] = DDPStrategy(broadcast_buffers=False)
