@@ -48,7 +48,7 @@ class Engine:
 
     def __post_init__(self):
         if self.compile not in MODES:
-            raise SrlabError(f"Engine.compile must be one of {', '.join(MODES)}, got {self.compile!r}.")
+            raise SrlabError(f"compile must be one of {', '.join(MODES)}, got {self.compile!r}.")
 
     def optimizer(
         self,
