@@ -192,11 +192,13 @@ def train(
     from copy import deepcopy
     from functools import partial
 
+    import torch
+
     from srlab import shards
     from srlab.datasets import find, training_files
     from srlab.patches import PatchBank
     from srlab.training import budget, recipes
-    from srlab.training.engine import ENGINES, default_fabric
+    from srlab.training.engine import ENGINES, default_fabric, mean_over_processes
 
     if steps is not None and minutes is not None:
         raise SrlabError("--steps and --minutes exclude each other: give one of them.")
@@ -259,10 +261,14 @@ def train(
         if tried.signal:
             sys.exit(128 + tried.signal)
 
+    def agree(mine: float) -> float:
+        return float(mean_over_processes(fabric, torch.tensor(mine, device=fabric.device)))
+
     with only_here(folder, "a training") if speaks else nullcontext():
         plan = budget.make(
             folder, trial, fabric.device, engine=engine, minutes=minutes,
-            steps=None if minutes is not None else chosen["steps"],
+            steps=None if minutes is not None else chosen["steps"], writes=speaks,
+            agree=agree,
         )  # fmt: skip
         how = ENGINES[plan.engine]
         if minutes is not None:

@@ -38,7 +38,7 @@ def test_minutes_become_steps_of_the_fastest_engine(tmp_path, machine):
     assert (plan.engine, plan.seconds_per_step) == ("bf16-compiled", 0.25)
     # What is left after three trials of 20 steps, of which three count five times.
     left = 30 * 60 - sum(SPEED.values()) * (17 + 3 * 5)
-    assert plan.steps == int(0.97 * left / 0.25)
+    assert (plan.steps, plan.minutes) == (int(0.97 * left / 0.25), 30)
 
 
 def test_going_on_keeps_to_the_plan(tmp_path, machine):
@@ -47,6 +47,25 @@ def test_going_on_keeps_to_the_plan(tmp_path, machine):
     machine.speed = {("32-true", "off"): 1.0}
     assert budget.make(tmp_path, machine, CPU, minutes=30) == first
     assert machine.tried == []
+
+
+def test_another_budget_or_engine_is_not_taken_for_the_plans(tmp_path, machine):
+    first = budget.make(tmp_path, machine, CPU, minutes=30)
+    with pytest.raises(SrlabError, match="planned for 30 minutes, not for 40 minutes"):
+        budget.make(tmp_path, machine, CPU, minutes=40)
+    with pytest.raises(SrlabError, match="with the engine bf16-compiled, not fp32"):
+        budget.make(tmp_path, machine, CPU, minutes=30, engine="fp32")
+    assert budget.read(tmp_path) == first
+
+
+def test_processes_agree_on_what_each_measured(tmp_path, machine):
+    """The other one is twice as slow in all that is measured; it writes no file."""
+    both = {"minutes": 30, "agree": lambda mine: 1.5 * mine}
+    plan = budget.make(tmp_path, machine, CPU, writes=False, **both)
+    assert plan.seconds_per_step == 1.5 * 0.25
+    left = 30 * 60 - 1.5 * sum(SPEED.values()) * (17 + 3 * 5)
+    assert plan.steps == int(0.97 * left / (1.5 * 0.25))
+    assert budget.read(tmp_path) is None
 
 
 def test_a_short_run_does_not_wait_for_a_compiler(tmp_path, machine):

@@ -30,11 +30,13 @@ class Plan:
         engine: a name in :data:`srlab.training.engine.ENGINES`.
         steps: of the whole run.
         seconds_per_step: as measured; 0 if nothing was.
+        minutes: the budget that the steps come from; None if they were given.
     """
 
     engine: str
     steps: int
     seconds_per_step: float = 0.0
+    minutes: float | None = None
 
 
 # Trains so many steps with this precision and engine in this folder, and calls on_step after each.
@@ -49,6 +51,8 @@ def make(
     engine: str = "auto",
     steps: int | None = None,
     minutes: float | None = None,
+    agree: Callable[[float], float] = float,
+    writes: bool = True,
 ) -> Plan:
     """The plan that the folder holds already, or a new one.
 
@@ -60,9 +64,12 @@ def make(
         folder: of the run. The plan is kept there as ``plan.json``.
         engine: a name, or ``"auto"`` to measure.
         steps, minutes: one of the two; the other is None.
+        agree: the mean over all processes of a number of each, so that all plan the same.
+        writes: False leaves the file to another process.
 
     Raises:
-        SrlabError: an unknown engine, no positive budget, or no engine works.
+        SrlabError: an unknown engine, no positive budget, another budget or engine than the
+            folder's plan, or no engine works.
         CheckpointError: the folder cannot be written to.
     """
     begin = time.perf_counter()
@@ -71,19 +78,31 @@ def make(
     if minutes is not None and not minutes > 0:
         raise SrlabError(f"--minutes must be positive, got {minutes}.")
     if found := read(folder):
+        if minutes is not None and minutes != found.minutes:
+            had = f"{found.minutes:g} minutes" if found.minutes else f"{found.steps:,} steps"
+            raise SrlabError(
+                f"{folder} holds a run planned for {had}, not for {minutes:g} minutes: give the "
+                "same budget to go on with it, or choose another folder."
+            )
+        if engine not in ("auto", found.engine):
+            raise SrlabError(
+                f"{folder} holds a run with the engine {found.engine}, not {engine}: leave "
+                "--engine out to go on with it, or choose another folder."
+            )
         return found
     chosen, seconds = engine, 0.0
     if engine == "auto" and minutes is None and steps is not None and steps < 200:
         chosen = "fp32"  # over before it is measured
     elif engine == "auto" or minutes is not None:
-        chosen, seconds = _fastest(trial, device, engine, steps, minutes)
+        chosen, seconds = _fastest(trial, device, engine, steps, minutes, agree)
     if minutes is not None:
-        left = 60 * minutes - (time.perf_counter() - begin)
+        left = 60 * minutes - agree(time.perf_counter() - begin)
         steps = max(int(0.97 * left / seconds), 1)  # 3 % for validation and checkpoints
-    plan = Plan(chosen, int(steps or 0), seconds)
-    with writing(folder / PLAN):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / PLAN).write_text(json.dumps(asdict(plan), indent=2) + "\n")
+    plan = Plan(chosen, int(steps or 0), seconds, minutes)
+    if writes:
+        with writing(folder / PLAN):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / PLAN).write_text(json.dumps(asdict(plan), indent=2) + "\n")
     return plan
 
 
@@ -101,6 +120,7 @@ def _fastest(
     engine: str,
     steps: int | None,
     minutes: float | None,
+    agree: Callable[[float], float],
 ) -> tuple[str, float]:
     """The fastest engine and its seconds a step, measured one after the other."""
     names = [engine] if engine != "auto" else [n for n, e in ENGINES.items() if e.suits(device)]
@@ -114,7 +134,7 @@ def _fastest(
             if seconds < WORTH_COMPILING:
                 continue
         try:
-            found[name] = _seconds_per_step(trial, choice.precision, choice.engine)
+            found[name] = agree(_seconds_per_step(trial, choice.precision, choice.engine))
         except SrlabError:  # the pictures or the settings are wrong, not the engine
             raise
         except Exception as error:  # what a machine cannot do is left out
