@@ -20,7 +20,7 @@ from torch.testing import assert_close
 from srlab.models.critics import Discriminator
 from srlab.models.generators import WDRN, SRResNet
 from srlab.patches import PatchBank
-from srlab.training import engine, faults, run
+from srlab.training import budget, engine, faults, run
 from srlab.training.config import AdversarialConfig, PretrainConfig
 from srlab.training.game import adversarial
 from srlab.training.monitor import TrainingDiverged, read_log
@@ -258,8 +258,9 @@ def test_a_process_with_nan_stops_the_others_too(tmp_path):
     assert load_checkpoint(tmp_path / "spoilt" / CHECKPOINT)[1]["step"] == 20
 
 
-def test_the_command_under_torchrun(tmp_path):
-    """`srlab train`: one writer, one voice."""
+@pytest.mark.parametrize("length", [["--steps", "2"], ["--minutes", "0.2"]])
+def test_the_command_under_torchrun(tmp_path, length):
+    """`srlab train`: one writer, one voice, and one plan from what each process measured."""
     from PIL import Image
 
     pictures = tmp_path / "pictures"
@@ -268,17 +269,19 @@ def test_the_command_under_torchrun(tmp_path):
         Image.effect_noise((64, 48), 50).convert("RGB").save(pictures / f"{i}.png")
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        "-m", "srlab", "train", "srresnet", "--data", pictures, "--validate", pictures, "--steps",
-        "2", "--batch-size", "2", "--patch-size", "8", "--device", "cpu", "--log-every", "1",
+        "-m", "srlab", "train", "srresnet", "--data", pictures, "--validate", pictures, *length,
+        "--batch-size", "2", "--patch-size", "8", "--device", "cpu", "--log-every", "1",
         "--validate-every", "1", "--out", tmp_path / "run",
     ]  # fmt: skip
     done = subprocess.run(
         [*map(str, command)], env=environment(), capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("2 steps in") == 1
+    plan = budget.read(tmp_path / "run")
+    assert done.stdout.count(f"{plan.steps} steps in") == 1
+    assert done.stdout.count("ms a step") == (1 if plan.minutes else 0)
     log = read_log(tmp_path / "run" / "log.csv")
-    assert log["loss"][0] == log["val_psnr"][0] == [1, 2]
+    assert log["loss"][0] == log["val_psnr"][0] == [*range(1, plan.steps + 1)]
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def make(
         engine: a name, or ``"auto"`` to measure.
         steps, minutes: one of the two; the other is None.
         agree: the mean over all processes of a number of each, so that all plan the same.
-        writes: False leaves the file to another process.
+        writes: False leaves the file, and the line that says what was chosen, to another process.
 
     Raises:
         SrlabError: an unknown engine, no positive budget, another budget or engine than the
@@ -77,24 +77,29 @@ def make(
         raise SrlabError(f"--engine must be auto or one of {', '.join(ENGINES)}, got {engine!r}.")
     if minutes is not None and not minutes > 0:
         raise SrlabError(f"--minutes must be positive, got {minutes}.")
-    if found := read(folder):
-        if minutes is not None and minutes != found.minutes:
-            had = f"{found.minutes:g} minutes" if found.minutes else f"{found.steps:,} steps"
+    if kept := read(folder):
+        if minutes is not None and minutes != kept.minutes:
+            had = f"{kept.minutes:g} minutes" if kept.minutes else f"{kept.steps:,} steps"
             raise SrlabError(
                 f"{folder} holds a run planned for {had}, not for {minutes:g} minutes: give the "
                 "same budget to go on with it, or choose another folder."
             )
-        if engine not in ("auto", found.engine):
+        if engine not in ("auto", kept.engine):
             raise SrlabError(
-                f"{folder} holds a run with the engine {found.engine}, not {engine}: leave "
+                f"{folder} holds a run with the engine {kept.engine}, not {engine}: leave "
                 "--engine out to go on with it, or choose another folder."
             )
-        return found
+        return kept
     chosen, seconds = engine, 0.0
     if engine == "auto" and minutes is None and steps is not None and steps < 200:
         chosen = "fp32"  # over before it is measured
     elif engine == "auto" or minutes is not None:
-        chosen, seconds = _fastest(trial, device, engine, steps, minutes, agree)
+        found = _measured(trial, device, engine, steps, minutes, agree)
+        chosen = min(found, key=lambda name: found[name])
+        seconds = found[chosen]
+        if writes:
+            listed = ", ".join(f"{name} {1e3 * found[name]:.1f}" for name in found)
+            print(f"engine {chosen} (ms a step: {listed})", flush=True)
     if minutes is not None:
         left = 60 * minutes - agree(time.perf_counter() - begin)
         steps = max(int(0.97 * left / seconds), 1)  # 3 % for validation and checkpoints
@@ -114,15 +119,15 @@ def read(folder: Path) -> Plan | None:
         return None
 
 
-def _fastest(
+def _measured(
     trial: Trial,
     device: torch.device,
     engine: str,
     steps: int | None,
     minutes: float | None,
     agree: Callable[[float], float],
-) -> tuple[str, float]:
-    """The fastest engine and its seconds a step, measured one after the other."""
+) -> dict[str, float]:
+    """Seconds a step of the engines that are worth trying and work here."""
     names = [engine] if engine != "auto" else [n for n, e in ENGINES.items() if e.suits(device)]
     found: dict[str, float] = {}
     problem = ""
@@ -143,10 +148,7 @@ def _fastest(
             torch.compiler.reset()
     if not found:
         raise SrlabError(f"no engine works here: {problem}")
-    best = min(found, key=lambda name: found[name])
-    listed = ", ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in found.items())
-    print(f"engine {best} (ms a step: {listed})", flush=True)
-    return best, found[best]
+    return found
 
 
 def _seconds_per_step(trial: Trial, precision: str, engine: Engine) -> float:
