@@ -95,7 +95,7 @@ def judge(folder: Path | str, claims: Sequence[Claim] = CLAIMS) -> list[Judged]:
             interval = bootstrap(effect)
             judged.append(Judged(claim, interval, decide(interval, claim.above, claim.below)))
         else:
-            judged.append(Judged(claim, None, "cannot be told"))
+            judged.append(Judged(claim, None, "inconclusive"))
     return judged
 
 

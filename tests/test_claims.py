@@ -46,12 +46,12 @@ def test_an_effect_is_that_of_the_same_seed_on_the_same_picture(results):
 def test_claims_get_the_verdict_that_the_files_support(results):
     cases = {
         Claim("better", "b", "a", "psnr", above=0): "holds",
-        Claim("worse", "b", "a", "psnr", below=0): "holds not",
-        Claim("better by just that", "b", "a", "psnr", above=1.03): "cannot be told",
-        Claim("unrest", "b", "a", "swing", below=0): "holds not",
+        Claim("worse", "b", "a", "psnr", below=0): "is refuted",
+        Claim("better by just that", "b", "a", "psnr", above=1.03): "inconclusive",
+        Claim("unrest", "b", "a", "swing", below=0): "is refuted",
         Claim("a value", "a", None, "swing", above=0.4, below=0.6): "holds",
-        Claim("not trained", "c", "a", "psnr", above=0): "cannot be told",
-        Claim("not measured", "b", "a", "lpips", below=0): "cannot be told",
+        Claim("not trained", "c", "a", "psnr", above=0): "inconclusive",
+        Claim("not measured", "b", "a", "lpips", below=0): "inconclusive",
     }
     judged = judge(results, list(cases))
     assert [j.verdict for j in judged] == list(cases.values())
@@ -65,11 +65,11 @@ def test_pictures_of_an_unfinished_training_do_not_count(results):
     write(results / "runs.csv", RUN_COLUMNS, runs)
     (judged,) = judge(results, [Claim("better", "b", "a", "psnr", above=0)])
     assert judged.interval.seeds == 2
-    assert judged.verdict == "cannot be told"  # too few seeds, whatever the interval says
+    assert judged.verdict == "inconclusive"  # too few seeds, whatever the interval says
 
 
 def test_no_files_tell_nothing_and_foreign_ones_are_refused(tmp_path):
-    assert {j.verdict for j in judge(tmp_path)} == {"cannot be told"}
+    assert {j.verdict for j in judge(tmp_path)} == {"inconclusive"}
     (tmp_path / "runs.csv").write_text("image,psnr\nx,1\n")
     with pytest.raises(AblationError, match=r"runs\.csv"):
         judge(tmp_path)

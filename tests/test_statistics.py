@@ -67,9 +67,9 @@ def test_the_same_seed_gives_the_same_interval_and_errors_are_told():
     ("low", "high", "seeds", "want"),
     [
         (0.1, 0.3, 3, "holds"),
-        (-0.3, -0.1, 3, "holds not"),
-        (-0.1, 0.3, 3, "cannot be told"),
-        (0.1, 0.3, 2, "cannot be told"),
+        (-0.3, -0.1, 3, "is refuted"),
+        (-0.1, 0.3, 3, "inconclusive"),
+        (0.1, 0.3, 2, "inconclusive"),
     ],
 )
 def test_verdict_on_an_effect_above_zero(low, high, seeds, want):
@@ -79,6 +79,6 @@ def test_verdict_on_an_effect_above_zero(low, high, seeds, want):
 def test_verdict_on_a_value_between_two_ends():
     near_minus_one = {"above": -1.25, "below": -0.75}
     assert decide(Interval(-1, -1.1, -0.9, 3, 1), **near_minus_one) == "holds"
-    assert decide(Interval(-5, -6, -4, 3, 1), **near_minus_one) == "holds not"
-    assert decide(Interval(-1, -1.5, -0.5, 3, 1), **near_minus_one) == "cannot be told"
-    assert decide(bootstrap(torch.tensor([-1.0])), **near_minus_one) == "cannot be told"
+    assert decide(Interval(-5, -6, -4, 3, 1), **near_minus_one) == "is refuted"
+    assert decide(Interval(-1, -1.5, -0.5, 3, 1), **near_minus_one) == "inconclusive"
+    assert decide(bootstrap(torch.tensor([-1.0])), **near_minus_one) == "inconclusive"

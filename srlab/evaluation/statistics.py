@@ -85,19 +85,19 @@ def decide(
     """Whether a claim "the true value lies between ``above`` and ``below``" can be kept.
 
     Args:
-        seeds: with fewer, nothing can be told.
+        seeds: with fewer, every claim is inconclusive.
 
     Returns:
-        ``"holds"`` if the whole interval lies inside, ``"holds not"`` if all of it lies outside,
-        else ``"cannot be told"``.
+        ``"holds"`` if the whole interval lies inside, ``"is refuted"`` if all of it lies outside,
+        else ``"inconclusive"``.
     """
     if interval.seeds < seeds or not above < below:
-        return "cannot be told"
+        return "inconclusive"
     if above < interval.low and interval.high < below:
         return "holds"
     if interval.high < above or below < interval.low:
-        return "holds not"
-    return "cannot be told"
+        return "is refuted"
+    return "inconclusive"
 
 
 def _shares(k: int, n: int, generator: torch.Generator) -> Tensor:
