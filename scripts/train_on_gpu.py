@@ -27,6 +27,7 @@ from srlab.bench_train import VARIANTS, run_bench_train
 from srlab.datasets import find, training_files
 from srlab.errors import SrlabError
 from srlab.evaluation import protocol
+from srlab.files import write_text
 from srlab.images import read_image, read_image_u8, write_image
 from srlab.models import zoo
 from srlab.models.generators import fold
@@ -94,7 +95,7 @@ def main() -> int:
             finished = False
             break
         summary[stage.name] = release(stage, options, result)
-        write(options.out / "summary.json", summary)
+        write_text(options.out / "summary.json", json.dumps(summary, indent=2) + "\n")
         print(json.dumps(summary[stage.name], indent=2), flush=True)
     problems = [f"{n}: {p}" for n, s in summary.items() for p in s.get("problems", [])]
     for problem in problems:
@@ -243,12 +244,6 @@ def release(stage: Stage, options: argparse.Namespace, result: Result) -> dict[s
 
 def read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
-
-
-def write(file: Path, content: dict[str, Any]) -> None:
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(file)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Files that appear whole or not at all, folders that one process at a time works in, names shown.
 
-A temporary file is called ``.srlab-<computer>-<process>-<random>``. Whoever is killed leaves one;
-the next who writes into the same folder removes it.
+A temporary file is called ``.srlab-<computer>-<process>-<random>``. A killed process leaves it
+behind; the next write into the same folder removes it.
 """
 
 import os
@@ -19,7 +19,7 @@ from srlab.errors import SrlabError
 LOCK = ".srlab.lock"
 _COMPUTER = f"{zlib.crc32(platform.node().encode()):08x}"
 _TEMPORARY = re.compile(r"\.srlab-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(\.\w+)?$")
-_A_DAY = 86_400  # seconds without a change: whoever wrote it, on whatever computer, is gone
+_A_DAY = 86_400  # seconds without a change: its writer, on whatever computer, is gone
 
 
 class InUse(SrlabError):
@@ -94,7 +94,7 @@ def only_here(folder: Path, work: str, file: str = LOCK) -> Iterator[None]:
     finally:
         if lock.lock_counter == 1:
             with suppress(OSError):
-                path.unlink()  # while it is held: who waits for it notices, and makes a new one
+                path.unlink()  # while it is held: a process that waits for it makes a new one
         lock.release()
 
 

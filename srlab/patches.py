@@ -255,16 +255,11 @@ class PatchBank:
         return image, y, x
 
     def _deliver(self, crops: Tensor) -> Tensor:
-        """(N, P, P) words -> (N, 3, P, P) float in [0, 1] on the bank's device.
-
-        A word holds a pixel's channels side by side, and so does what is delivered: it is in
-        channels_last layout, as fast convolutions want it.
-        """
+        """(N, P, P) words -> (N, 3, P, P) float in [0, 1] on the bank's device."""
         if self.device.type == "cuda" and crops.device.type == "cpu":
             crops = crops.pin_memory()  # else the copy would hold up the host
         crops = crops.to(self.device, non_blocking=True)
-        channels = crops.unsqueeze(-1).view(torch.uint8)[..., :3]
-        return channels.to(torch.float32).div_(255).permute(0, 3, 1, 2)
+        return unpack_pixels(crops).to(torch.float32).div_(255)
 
 
 def dihedral(x: Tensor, k: int) -> Tensor:
@@ -280,8 +275,12 @@ def pack_pixels(image: Tensor) -> Tensor:
 
 
 def unpack_pixels(words: Tensor) -> Tensor:
-    """(N, H, W) int32 -> (N, 3, H, W) uint8, contiguous: the inverse of :func:`pack_pixels`."""
-    return words.unsqueeze(-1).view(torch.uint8).permute(0, 3, 1, 2)[:, :3].contiguous()
+    """(N, H, W) int32 -> (N, 3, H, W) uint8, a view: the inverse of :func:`pack_pixels`.
+
+    A word holds a pixel's channels side by side, and so does what is computed from the view: it
+    is in channels_last layout, as fast convolutions want it.
+    """
+    return words.unsqueeze(-1).view(torch.uint8).permute(0, 3, 1, 2)[:, :3]
 
 
 def decode(path: Path | str, shrink: int = 1) -> Tensor:

@@ -190,6 +190,11 @@ def test_memory_is_the_pixels_of_both_sides_in_four_bytes_each():
     assert bank.nbytes == 3 * 4 * (48 * 64 + 12 * 16)
 
 
+def test_batches_lie_as_fast_convolutions_want_them():
+    for crops in bank_of(maps([(48, 64)] * 3)).batch(4, 8):
+        assert crops.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_packing_is_undone():
     image = torch.randint(256, (3, 5, 7), dtype=torch.uint8)
     words = pack_pixels(image)

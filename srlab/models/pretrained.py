@@ -1,4 +1,4 @@
-"""Networks that torchvision trained on ImageNet: where their weights lie, and whether it is they.
+"""Networks that torchvision trained on ImageNet: where their weights lie and how to know them.
 
 Only ``features``, the convolutional part, is ever used. It is read from torchvision's own file,
 where torch keeps downloaded models, or from a file of features alone in a folder that

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from srlab.errors import SrlabError
+from srlab.files import write_text
 from srlab.training.engine import ENGINES, Engine
 from srlab.training.state import writing
 
@@ -106,8 +107,7 @@ def make(
     plan = Plan(chosen, int(steps or 0), seconds, minutes)
     if writes:
         with writing(folder / PLAN):
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / PLAN).write_text(json.dumps(asdict(plan), indent=2) + "\n")
+            write_text(folder / PLAN, json.dumps(asdict(plan), indent=2) + "\n")
     return plan
 
 
