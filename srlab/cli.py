@@ -159,6 +159,13 @@ def train(
         str | None,
         typer.Option(help="Games: of the perceptual loss, vgg19-slim (default), vgg16 or vgg19."),
     ] = None,
+    critic: Annotated[
+        str | None,
+        typer.Option(
+            help="Games: discriminator, vgg, or none, the control that trains as long without a "
+            "game. Default: as the recipe says."
+        ),
+    ] = None,
     critic_features: Annotated[
         str | None, typer.Option(help="Games: what a VGG critic stands on; default --features.")
     ] = None,
@@ -203,6 +210,8 @@ def train(
     if steps is not None and minutes is not None:
         raise SrlabError("--steps and --minutes exclude each other: give one of them.")
     recipe = recipes.find(model)
+    if critic is not None:
+        recipe = recipes.with_critic(recipe, critic)
     given = _profile(profile, game=recipe.is_game)
     data = data or [given.get("train_set", "photos")]
     validate = validate or given.get("valid_set", "photos-valid")

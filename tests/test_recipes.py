@@ -73,12 +73,20 @@ def test_a_game_measures_what_it_pays_and_leaves_the_crops_as_they_come(bank, ho
 
 
 def test_the_control_plays_without_an_opponent(bank, how, tmp_path):
-    recipe = Recipe("srresnet", "none", {"content": "l1"})
+    recipe = recipes.with_critic(Recipe("srresnet", "discriminator", {"content": "l1"}), "none")
+    assert recipe.settings["adversarial_weight"] == 0
     train(
         recipe, bank, tmp_path, generator=SRResNet(1, 8), settings=QUIET | {"log_every": 1}, **how
     )
     log = read_log(tmp_path / "log.csv")
     assert all(gap == 0 for gap in log["gap"][1])
+
+
+def test_a_critic_that_does_not_fit():
+    with pytest.raises(SrlabError, match="--critic is for games"):
+        recipes.with_critic(RECIPES["wdrn"], "none")
+    with pytest.raises(SrlabError, match="must be discriminator, vgg or none, got 'nobody'"):
+        recipes.with_critic(RECIPES["srgan"], "nobody")
 
 
 def test_critics_by_name():

@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,21 @@ def find(name: str) -> Recipe:
     if name not in RECIPES:
         raise SrlabError(f"unknown model {name!r}: choose one of {', '.join(RECIPES)}.")
     return RECIPES[name]
+
+
+def with_critic(recipe: Recipe, critic: str) -> Recipe:
+    """The same game against another critic, or against none: then nothing of it is adversarial.
+
+    Raises:
+        SrlabError: the recipe is no game, or there is no such critic.
+    """
+    if not recipe.is_game:
+        raise SrlabError("--critic is for games: srgan, wdrn-vgg-wgan.")
+    if critic not in ("discriminator", "vgg", "none"):
+        raise SrlabError(f"--critic must be discriminator, vgg or none, got {critic!r}.")
+    alone = {"adversarial": "bce", "adversarial_weight": 0.0, "lipschitz": "none"}
+    settings = {**recipe.settings, **(alone if critic == "none" else {})}
+    return replace(recipe, critic=critic, settings=settings)
 
 
 def train(
