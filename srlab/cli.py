@@ -143,13 +143,11 @@ def train(
     minutes: Annotated[
         float | None, typer.Option(help="A time budget in place of --steps.")
     ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Crops a step; default 4, for games 16.")
-    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Crops a step; default 4.")] = None,
     patch_size: Annotated[int | None, typer.Option(help="Side of the LR crop; default 24.")] = None,
     lr: Annotated[
         float | None,
-        typer.Option(help="The generator's learning rate; default 1e-3, for games 1e-4."),
+        typer.Option(help="The generator's learning rate; default 1e-3, for games 2e-4."),
     ] = None,
     critic_lr: Annotated[
         float | None, typer.Option(help="Games: the critic's; default as the recipe says.")
@@ -183,7 +181,7 @@ def train(
         typer.Option(help="auto (measured), plain, fp32, bf16, bf16-compiled, bf16-graphs."),
     ] = "auto",
     warmup_steps: Annotated[
-        int | None, typer.Option(help="Steps of rising learning rate; default 20, for games 0.")
+        int | None, typer.Option(help="Steps of rising learning rate; default 20.")
     ] = None,
     log_every: int = 20,
     validate_every: Annotated[int, typer.Option(help="A multiple of --log-every.")] = 100,
