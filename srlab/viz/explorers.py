@@ -87,7 +87,7 @@ class CropPicker(Card):
     def _draw(self, change: object = None) -> None:
         top, left, height, width = self._box()
         lr_picture = self.bank.lr_atlas[top : top + height, left : left + width]
-        whole = picture(unpack_pixels(lr_picture[None])[0])
+        whole = picture(unpack_pixels(lr_picture[None])[0]).copy()  # to be drawn on
         (y, x), n = self._place(), self.size
         for rows, columns in (
             (slice(y, y + n), [x, x + n - 1]),
