@@ -1,6 +1,6 @@
 # The course's commands. `make` alone lists them.
-# Threads that wait sleep (see srlab/__init__.py); it must be set before torch is imported.
-export OMP_WAIT_POLICY ?= PASSIVE
+# How long waiting threads spin (see srlab/__init__.py); it must be set before torch is imported.
+export GOMP_SPINCOUNT ?= 5000
 VENV    := .venv
 BIN     := $(VENV)/bin
 PROFILE ?= lite

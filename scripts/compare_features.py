@@ -32,7 +32,7 @@ from srlab.patches import PatchBank
 
 RESULTS = Path(__file__).parents[1] / "notebooks" / "results" / "vgg_slim.csv"
 SIDE = 256
-CROPS = 96  # of 128 x 128 pixels, to fit a read-out and to measure it
+CROPS = 48  # of 128 x 128 pixels, to fit a read-out and to measure it
 
 
 def random_network() -> vgg.Features:

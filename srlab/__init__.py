@@ -10,9 +10,10 @@ import os
 from importlib import import_module
 from typing import Any
 
-# Before torch is imported: a thread that waits for another one sleeps in place of spinning. With a
-# second busy process on two cores, small networks trained 3 to 20 times as fast that way.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before torch is imported: a thread that waits for another one spins briefly and then sleeps. GNU
+# OpenMP's own default spins for milliseconds, which on a busy machine keeps the awaited thread off
+# its core (notebooks/results/bench/threads.csv).
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 __version__ = "0.1.0"
 

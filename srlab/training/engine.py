@@ -6,7 +6,8 @@ itself.
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from srlab.training.optim import Muon
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+SMALL = 100_000_000  # weights times LR pixels of a step: below it, one thread is enough
 MODES = ("off", "default", "reduce-overhead", "max-autotune")
 
 
@@ -117,6 +119,29 @@ ENGINES: dict[str, Choice] = {
     "bf16-compiled": Choice("bf16-mixed", Engine(compile="default"), ("cpu", "cuda")),
     "bf16-graphs": Choice("bf16-mixed", Engine(compile="reduce-overhead"), ("cuda",)),
 }
+
+
+@contextmanager
+def threads_for(network: nn.Module, example: tuple[int, ...]) -> Iterator[None]:
+    """One thread meanwhile, on a CPU, where several would mostly wait for each other.
+
+    Measured on two cores (``notebooks/results/bench/threads.csv``): 16 features and four crops of
+    16x16 are as fast with one thread as with two, and six times as fast when another process is
+    busy. 64 features gain from the second.
+
+    Args:
+        network: what is trained.
+        example: shape of its input, (N, C, H, W).
+    """
+    n, _, h, w = example
+    weights = sum(p.numel() for p in network.parameters())
+    before = torch.get_num_threads()
+    small = weights * n * h * w < SMALL and next(network.parameters()).device.type == "cpu"
+    torch.set_num_threads(1 if small else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _compiles(

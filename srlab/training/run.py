@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from srlab.files import only_here
 from srlab.models.zoo import describe, load_weights
 from srlab.training.config import AdversarialConfig, PretrainConfig
-from srlab.training.engine import Engine, keep_own_kernels, mean_over_processes
+from srlab.training.engine import (
+    Engine,
+    keep_own_kernels,
+    mean_over_processes,
+    threads_for,
+)
 from srlab.training.monitor import Monitor, stop_signal
 from srlab.training.optim import match_layout
 from srlab.training.state import CheckpointError, load_checkpoint, save_checkpoint, writing
@@ -103,6 +108,7 @@ class Run:
                 with writing(self.path):
                     held.enter_context(only_here(self.folder, "a training"))
             self._begin()
+            held.enter_context(threads_for(self.parts["generator"], self.config.lr_shape))
             self.stop = held.enter_context(stop_signal())
             self.held = held.pop_all()
         self.begin = time.perf_counter()
