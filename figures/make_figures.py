@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from srlab import claims
-from srlab.datasets import find
-from srlab.degradation import crop_to_multiple, downsample, upsample
+from srlab.data.datasets import find
+from srlab.data.degradation import crop_to_multiple, downsample, upsample
+from srlab.data.images import read_image
 from srlab.evaluation import protocol
-from srlab.evaluation.upscale import upscale
-from srlab.images import read_image
+from srlab.evaluation.tiling import upscale
 from srlab.models import zoo
+from srlab.studies import claims
 from srlab.training.monitor import read_log
 from srlab.viz import figures
 

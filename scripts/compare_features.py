@@ -25,10 +25,10 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 
-from srlab.datasets import find
-from srlab.images import read_image
+from srlab.data.bank import PatchBank
+from srlab.data.datasets import find
+from srlab.data.images import read_image
 from srlab.models import vgg, zoo
-from srlab.patches import PatchBank
 
 RESULTS = Path(__file__).parents[1] / "notebooks" / "results" / "vgg_slim.csv"
 SIDE = 256

@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur
 
-from srlab.datasets import find
-from srlab.degradation import resize
-from srlab.images import picture_size
+from srlab.data.bank import PatchBank
+from srlab.data.datasets import find
+from srlab.data.degradation import resize
+from srlab.data.images import picture_size
 from srlab.models import vgg, zoo
-from srlab.patches import PatchBank
 from srlab.training.state import load_checkpoint, save_checkpoint
 
 WIDTH = 0.25

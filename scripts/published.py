@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from srlab.datasets import data_folders, find, status
-from srlab.download import sha256
+from srlab.data.datasets import data_folders, find, status
+from srlab.data.download import sha256
+from srlab.data.images import replacing, write_image
 from srlab.evaluation import perceptual, scores
 from srlab.evaluation.distribution import PatchFrechet
-from srlab.images import replacing, write_image
 from srlab.models import zoo
 from srlab.models.pretrained import FeatureError
 

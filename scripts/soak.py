@@ -33,11 +33,12 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from srlab import cli, shards
+from srlab import cli
 from srlab.course.settings import read_yaml
+from srlab.data import shards
+from srlab.data.images import read_image_u8, read_picture, write_image
 from srlab.errors import SrlabError
 from srlab.evaluation import scores
-from srlab.images import read_image_u8, read_picture, write_image
 from srlab.models import released, zoo
 from srlab.models.generators import SRResNet
 from srlab.training.monitor import Monitor, read_rows

@@ -23,15 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from srlab.bench_train import VARIANTS, run_bench_train
-from srlab.datasets import find, training_files
+from srlab.bench.train import VARIANTS, run_bench_train
+from srlab.data.bank import PatchBank
+from srlab.data.datasets import find, training_files
+from srlab.data.images import read_image, read_image_u8, write_image
 from srlab.errors import SrlabError
 from srlab.evaluation import protocol
 from srlab.files import write_text
-from srlab.images import read_image, read_image_u8, write_image
 from srlab.models import zoo
 from srlab.models.generators import fold
-from srlab.patches import PatchBank
 from srlab.training import budget, recipes
 from srlab.training.engine import ENGINES, Engine, default_fabric
 from srlab.training.monitor import TrainingDiverged, read_log

@@ -31,7 +31,7 @@ app.add_typer(bench_app, name="bench")
 @app.command()
 def datasets() -> None:
     """List the named image sets and whether they are at hand."""
-    from srlab.datasets import DATASETS, status
+    from srlab.data.datasets import DATASETS, status
 
     table = _table("name", ">here", "what")
     for name, image_set in DATASETS.items():
@@ -52,7 +52,7 @@ def fetch(
     into: Annotated[Path | None, typer.Option(help="Folder to put it in; default: data/.")] = None,
 ) -> None:
     """Download an image set, check it and unpack it; or weights of VGG or for LPIPS."""
-    from srlab import datasets
+    from srlab.data import datasets
 
     if name in ("vgg16", "vgg19"):
         from srlab.models import vgg
@@ -83,8 +83,8 @@ def pack(
 
     If it is interrupted, the same command goes on; it also checks and mends what is there.
     """
-    from srlab import shards
-    from srlab.datasets import training_files
+    from srlab.data import shards
+    from srlab.data.datasets import training_files
 
     files, shrink = training_files([name])
     nbytes = shards.pack(files, out, scale, shrink, shard_mb << 20, progress=True)
@@ -199,9 +199,9 @@ def train(
 
     import torch
 
-    from srlab import shards
-    from srlab.datasets import find, training_files
-    from srlab.patches import PatchBank
+    from srlab.data import shards
+    from srlab.data.bank import PatchBank
+    from srlab.data.datasets import find, training_files
     from srlab.training import budget, recipes
     from srlab.training.engine import ENGINES, default_fabric, mean_over_processes
 
@@ -402,7 +402,7 @@ def ablate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Train and score the rows of chapter 06's ablation; what is in the files is not done again."""
-    from srlab import ablation
+    from srlab.studies import ablation
 
     folder = out or Path("runs") / f"ablation-{profile}"
     ablation.run(folder, profile, row, device=device)
@@ -437,15 +437,15 @@ def upscale(
 
     EXIF orientation is applied; ICC profile, transparency, grey and 16 bits (PNG, TIFF) are kept.
     """
-    from srlab import upscaling
+    from srlab.pictures import STREAM, plan, prepare, run
 
-    network = upscaling.prepare(model, device)
-    jobs = upscaling.plan(pictures, out, format, network.scale)
-    to_stdout = any(job.target == upscaling.STREAM for job in jobs)
+    network = prepare(model, device)
+    jobs = plan(pictures, out, format, network.scale)
+    to_stdout = any(job.target == STREAM for job in jobs)
     if to_stdout and (json or sys.stdout.isatty()):
         why = "with --json" if json else "when it is a terminal"
         raise SrlabError(f"a picture cannot go to standard output {why}: add --out FILE.")
-    outcomes = upscaling.run(jobs, network, tile=tile, quality=quality, force=force, progress=True)
+    outcomes = run(jobs, network, tile=tile, quality=quality, force=force, progress=True)
     failed = [outcome for outcome in outcomes if outcome.error]
     if json:
         from json import dumps
@@ -472,7 +472,7 @@ def bench(
 ) -> None:
     """Measure this machine: crops a second, and training patches a second."""
     if context.invoked_subcommand is None:
-        from srlab.bench import run_bench
+        from srlab.bench.bank import run_bench
 
         with _alone(out):
             run_bench(out, quick)
@@ -494,7 +494,7 @@ def sweep(
 
     SPEC holds `chapter: 5`, `profile: lite`, and `grid: {seed: [0, 1], wgan_lr: [1.0e-5, 1.0e-4]}`.
     """
-    from srlab.course.sweep import run_sweep
+    from srlab.studies.sweep import run_sweep
 
     run_sweep(spec, out, jobs, ray)
 
@@ -516,7 +516,7 @@ def bench_train(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Training speed with each trick of the engine: patches/s, use of the peak, wait for data."""
-    from srlab.bench_train import run_bench_train
+    from srlab.bench.train import run_bench_train
 
     with _alone(out):
         run_bench_train(
@@ -541,7 +541,7 @@ def bench_upscale(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Upscaling speed by engine: torch plain, folded, channels_last, bf16; ONNX Runtime."""
-    from srlab.bench_upscale import MODELS, run_bench_upscale
+    from srlab.bench.upscale import MODELS, run_bench_upscale
 
     with _alone(out):
         run_bench_upscale(
@@ -613,7 +613,7 @@ def _profile(name: str | None, game: bool) -> dict[str, Any]:
 
 
 def _find(name: str) -> list[Path]:
-    from srlab.datasets import find
+    from srlab.data.datasets import find
 
     return find(name)
 

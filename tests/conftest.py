@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from srlab.datasets import find
+from srlab.data.datasets import find
 
 
 @pytest.fixture(scope="session")

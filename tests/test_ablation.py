@@ -4,14 +4,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from srlab import ablation
-from srlab.ablation import ROWS, SCALES, AblationError, build_critic, build_generator, settings
-from srlab.datasets import find
-from srlab.degradation import crop_to_multiple
+from srlab.data.datasets import find
+from srlab.data.degradation import crop_to_multiple
+from srlab.data.images import read_image
 from srlab.evaluation import protocol
-from srlab.images import read_image
 from srlab.models import zoo
 from srlab.models.generators import fold
+from srlab.studies import ablation
+from srlab.studies.ablation import (
+    ROWS,
+    SCALES,
+    AblationError,
+    build_critic,
+    build_generator,
+    settings,
+)
 
 
 def test_generators_of_a_comparison_have_equal_parameters():
@@ -90,7 +97,7 @@ def test_unknown_rows_profiles_and_foreign_files_are_refused(tmp_path):
 
 def test_consistency_of_the_original_is_limited_by_the_rounding_of_lr():
     hr = crop_to_multiple(read_image(find("photos-valid")[0]), 4)
-    from srlab.degradation import downsample, resize
+    from srlab.data.degradation import downsample, resize
 
     lr = downsample(hr)
     # Rounding to steps of 1/255 has the variance 1/12 of a step.

@@ -1,4 +1,4 @@
-"""srlab.bench_train: what it counts is right; what it times is there."""
+"""srlab.bench.train: what it counts is right; what it times is there."""
 
 import json
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from srlab import bench_train
-from srlab.bench_train import FlopCounter, _Job, run_bench_train
+from srlab.bench import train as bench_train
+from srlab.bench.train import FlopCounter, _Job, run_bench_train
 from srlab.models import zoo
 from srlab.training.engine import Choice, Engine
 

@@ -1,4 +1,4 @@
-"""srlab.bench_upscale: engines agree with torch, and the table says who is fastest."""
+"""srlab.bench.upscale: engines agree with torch, and the table says who is fastest."""
 
 import json
 import sys
@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
-from srlab import bench_upscale, cli
-from srlab.bench_upscale import PLAIN, run_bench_upscale, time_engines
+from srlab import cli
+from srlab.bench import upscale as bench_upscale
+from srlab.bench.upscale import PLAIN, run_bench_upscale, time_engines
 from srlab.errors import SrlabError
 from srlab.evaluation.metrics import psnr
 from srlab.models import zoo

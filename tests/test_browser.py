@@ -39,11 +39,11 @@ WIDGETS = [
 from pathlib import Path
 
 import torch
-from srlab.degradation import downsample, upsample
-from srlab.images import read_image
+from srlab.data.degradation import downsample, upsample
+from srlab.data.images import read_image
 from srlab.models import zoo
 from srlab.models.generators import SRResNet
-from srlab.patches import PatchBank
+from srlab.data.bank import PatchBank
 from srlab.training.config import PretrainConfig
 from srlab.training.engine import default_fabric
 from srlab.training.pretrain import pretrain

@@ -3,9 +3,9 @@ import csv
 import pytest
 import torch
 
-from srlab import ablation, claims
-from srlab.ablation import ROWS, RUN_COLUMNS, SCORE_COLUMNS, AblationError
-from srlab.claims import CLAIMS, Claim, judge, paired
+from srlab.studies import ablation, claims
+from srlab.studies.ablation import ROWS, RUN_COLUMNS, SCORE_COLUMNS, AblationError
+from srlab.studies.claims import CLAIMS, Claim, judge, paired
 
 
 def write(path, columns, lines):

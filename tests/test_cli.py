@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from srlab import cli
-from srlab.images import write_image
+from srlab.data.images import write_image
 from srlab.models import zoo
 from srlab.training.monitor import read_rows
 from srlab.training.state import load_checkpoint

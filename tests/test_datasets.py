@@ -1,4 +1,4 @@
-"""srlab.datasets against a small web server of its own: no test touches the network."""
+"""srlab.data.datasets against a small web server of its own: no test touches the network."""
 
 import csv
 import hashlib
@@ -21,10 +21,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from srlab import datasets, download
-from srlab.datasets import DATASETS, DatasetError, ImageSet, data_folders, fetch, find, status
+from srlab.data import datasets, download
+from srlab.data.datasets import DATASETS, DatasetError, ImageSet, data_folders, fetch, find, status
+from srlab.data.images import read_image
 from srlab.files import InUse
-from srlab.images import read_image
 
 
 @pytest.fixture
@@ -130,7 +130,9 @@ def test_without_srlab_data_the_clones_own_folder_is_used(monkeypatch):
 
 def test_without_a_clone_the_users_cache_is_used(tmp_path, monkeypatch):
     monkeypatch.delenv("SRLAB_DATA", raising=False)
-    monkeypatch.setattr(datasets, "__file__", str(tmp_path / "site-packages/srlab/datasets.py"))
+    monkeypatch.setattr(
+        datasets, "__file__", str(tmp_path / "site-packages/srlab/data/datasets.py")
+    )
     (folder,) = data_folders()
     assert folder.name == "srlab"
     assert tmp_path not in folder.parents

@@ -1,4 +1,4 @@
-"""srlab.degradation against Pillow, a sum written out, and closed forms."""
+"""srlab.data.degradation against Pillow, a sum written out, and closed forms."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from srlab.degradation import (
+from srlab.data.degradation import (
     crop_to_multiple,
     downsample,
     quantize,

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from srlab.data.bank import PatchBank
 from srlab.models.critics import Discriminator
 from srlab.models.generators import WDRN, SRResNet
-from srlab.patches import PatchBank
 from srlab.training import budget, engine, faults, run
 from srlab.training.config import AdversarialConfig, PretrainConfig
 from srlab.training.game import adversarial

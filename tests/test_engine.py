@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from srlab.data.bank import PatchBank
 from srlab.errors import SrlabError
 from srlab.models.generators import SRResNet
-from srlab.patches import PatchBank
 from srlab.training.config import PretrainConfig
 from srlab.training.engine import Engine, default_fabric
 from srlab.training.monitor import read_log

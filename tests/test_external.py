@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from torch.nn.functional import pad
 from torch.testing import assert_close
 
-from srlab import cli, upscaling
-from srlab.degradation import crop_to_multiple, downsample
+from srlab import cli, pictures
+from srlab.data.degradation import crop_to_multiple, downsample
+from srlab.data.images import write_image
 from srlab.evaluation import protocol
 from srlab.evaluation.metrics import psnr
-from srlab.evaluation.upscale import upscale
-from srlab.images import write_image
+from srlab.evaluation.tiling import upscale
 from srlab.models import zoo
 from srlab.models.external import ExternalError, load_external
 from srlab.models.interpolation import interpolate
@@ -110,9 +110,9 @@ def test_upscale_runs_it_in_tiles(name, tmp_path):
     lr, scale = image(3, 20, 72), SCALES[name]
     whole = upscale(zoo.load(file), lr, None)
     assert whole.shape == (3, 20 * scale, 72 * scale)
-    tiled = upscaling.upscale(lr, file, tile=64, device="cpu")
+    tiled = pictures.upscale(lr, file, tile=64, device="cpu")
     assert (tiled - whole).abs().max() < 0.02
-    assert_close(upscaling.upscale(lr, file, tile=72, device="cpu"), whole, atol=1e-5, rtol=0)
+    assert_close(pictures.upscale(lr, file, tile=72, device="cpu"), whole, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("wrap", ["params_ema", "module"])
@@ -343,7 +343,7 @@ PUBLISHED = ("DCTLSA_x4.pt", "CRAFT_x4.pth", "RealESRGAN_x4plus.fp16.safetensors
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_files_load(name):
-    from srlab.datasets import data_folders
+    from srlab.data.datasets import data_folders
 
     found = [f / "models" / name for f in data_folders() if (f / "models" / name).is_file()]
     if not found:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from srlab.data.bank import PatchBank
 from srlab.models.critics import Discriminator
 from srlab.models.generators import SRResNet
-from srlab.patches import PatchBank
 from srlab.training.config import AdversarialConfig, PretrainConfig
 from srlab.training.engine import default_fabric
 from srlab.training.faults import OutOfMemory

@@ -1,4 +1,4 @@
-"""srlab.images against Pillow, tifffile, scikit-image, the EXIF standard and hand-made files."""
+"""srlab.data.images against Pillow, tifffile, scikit-image, EXIF and hand-made files."""
 
 import io
 import os
@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from skimage.color import rgb2ycbcr
 
-from srlab import images
-from srlab.images import (
+from srlab.data import images
+from srlab.data.images import (
     ImageError,
     is_grey,
     list_images,
@@ -418,7 +418,7 @@ def test_what_ends_in_black_or_grey_is_whole(tmp_path):
 PEAK = r"""
 import re, sys
 from pathlib import Path
-from srlab import images
+from srlab.data import images
 print(tuple(getattr(images, sys.argv[1])(sys.argv[2]).shape))
 print(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1))
 """

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from srlab.degradation import resize
+from srlab.data.degradation import resize
 from srlab.models import zoo
 from srlab.models.blocks import (
     FUSIONS,

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from srlab.data.images import write_image
 from srlab.evaluation import protocol
-from srlab.evaluation.upscale import upscale
-from srlab.images import write_image
+from srlab.evaluation.tiling import upscale
 from srlab.models import zoo
 from srlab.models.generators import WDRN, SRResNet
 from srlab.models.onnx_engine import OnnxEngine, OnnxError, export_onnx

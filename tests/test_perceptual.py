@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from srlab import cli, download
+from srlab import cli
+from srlab.data import download
 from srlab.evaluation import perceptual
 from srlab.models import pretrained
 
@@ -175,7 +176,7 @@ def test_fetch_refuses_other_names_in_one_line(bare_machine, monkeypatch, capsys
 
 def test_bicubic_reads_what_others_print():
     """Set5 x4: .3407 by the reference implementation of LPIPS with torchvision's AlexNet."""
-    from srlab.datasets import find, status
+    from srlab.data.datasets import find, status
     from srlab.evaluation import scores
     from srlab.models import zoo
 

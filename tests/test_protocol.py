@@ -10,11 +10,11 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
-from srlab.datasets import DatasetError, find
+from srlab.data.datasets import DatasetError, find
+from srlab.data.images import write_image
 from srlab.errors import SrlabError
 from srlab.evaluation.protocol import PUBLISHED, Protocol, Score, compare, evaluate, mean
 from srlab.evaluation.scores import Figures, write_csv
-from srlab.images import write_image
 from srlab.models.generators import Bicubic
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from srlab.datasets import find
+from srlab.data.datasets import find
+from srlab.data.images import write_image
 from srlab.evaluation import protocol
-from srlab.images import write_image
 from srlab.models import zoo
 from srlab.models.generators import SRResNet
 
@@ -102,7 +102,7 @@ def test_rows_stay_where_a_published_file_is_not_at_hand(script):
 
 def test_the_stored_table_is_of_the_released_files():
     """Checksums of what lies in the package, and bicubic by the published ruler."""
-    from srlab.download import sha256
+    from srlab.data.download import sha256
 
     stored = SCRIPT.parents[1] / "notebooks" / "results" / "models.csv"
     with open(stored, newline="") as file:

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from srlab.data.bank import PatchBank
+from srlab.data.images import write_image
 from srlab.errors import SrlabError
-from srlab.images import write_image
 from srlab.models import zoo
 from srlab.models.critics import Discriminator, NoCritic, VGGCritic
 from srlab.models.generators import WDRN, SRResNet
-from srlab.patches import PatchBank
 from srlab.training import recipes
 from srlab.training.engine import default_fabric
 from srlab.training.monitor import read_log

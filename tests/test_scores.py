@@ -4,10 +4,10 @@ import math
 import pytest
 import torch
 
-from srlab.datasets import find
-from srlab.degradation import crop_to_multiple, downsample
+from srlab.data.datasets import find
+from srlab.data.degradation import crop_to_multiple, downsample
+from srlab.data.images import read_image
 from srlab.evaluation import protocol, scores
-from srlab.images import read_image
 from srlab.models import zoo
 
 

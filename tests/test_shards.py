@@ -1,4 +1,4 @@
-"""srlab.shards: the crops from disk are those of the bank in memory."""
+"""srlab.data.shards: the crops from disk are those of the bank in memory."""
 
 import json
 import re
@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from srlab import shards
 from srlab.cli import app
-from srlab.patches import PatchBank
-from srlab.shards import ShardBank, ShardError, pack
+from srlab.data import shards
+from srlab.data.bank import PatchBank
+from srlab.data.shards import ShardBank, ShardError, pack
 
 # (height, width): larger and smaller than a tile, landscape, portrait, no multiple of 4.
 SIZES = [(130, 200), (70, 45), (64, 64), (33, 129), (200, 131), (48, 48)]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from srlab import claims
-from srlab.bench_upscale import FAST, PLAIN
-from srlab.download import sha256
+from srlab.bench.upscale import FAST, PLAIN
+from srlab.data.download import sha256
 from srlab.models import zoo
+from srlab.studies import claims
 from srlab.training.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ def section(name):
     """A model's card."""
     cards = (ROOT / "srlab" / "weights" / "README.md").read_text(encoding="utf-8")
     found = re.search(rf"^## {re.escape(name)}$(.*?)(?=^## |\Z)", cards, re.M | re.S)
-    assert found, f"srlab/weights/README.md has no section {name}"
+    assert found, f"srlab/models/weights/README.md has no section {name}"
     return found.group(1)
 
 
@@ -135,7 +135,7 @@ def test_the_log_of_a_released_model_ends_with_its_last_step():
 
 
 def test_bicubics_stated_figures_are_measured_where_the_sets_are():
-    from srlab.datasets import DATASETS, find, status
+    from srlab.data.datasets import DATASETS, find, status
     from srlab.evaluation import protocol
 
     row = next(v for k, v in readme_rows().items() if k.startswith("bicubic, measured"))

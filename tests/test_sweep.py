@@ -1,4 +1,4 @@
-"""srlab.course.sweep on a tiny chapter: every run is a real process, some of them die."""
+"""srlab.studies.sweep on a tiny chapter: every run is a real process, some of them die."""
 
 import csv
 import json
@@ -12,12 +12,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from srlab.course import sweep
 from srlab.course.paths import CourseError
 from srlab.course.settings import SettingsError
-from srlab.course.sweep import SweepError, read_sweep, run_sweep
 from srlab.files import InUse
-from srlab.tuning import TuningError
+from srlab.studies import sweep
+from srlab.studies.sweep import SweepError, read_sweep, run_sweep
+from srlab.studies.tuning import TuningError
 
 CLONE = Path(__file__).resolve().parents[1]
 PARAMETERS = 'profile = "lite"\nseed = 0\nx = None\nwait = None'

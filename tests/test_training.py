@@ -20,13 +20,13 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from srlab import losses
+from srlab.data.bank import PatchBank
 from srlab.errors import SrlabError
 from srlab.models import zoo
 from srlab.models.blocks import FUSIONS
 from srlab.models.critics import Discriminator, VGGCritic
 from srlab.models.generators import WDRN, SRResNet
 from srlab.models.vgg import Features
-from srlab.patches import PatchBank
 from srlab.training import run
 from srlab.training.config import AdversarialConfig, ConfigError, PretrainConfig
 from srlab.training.engine import default_fabric

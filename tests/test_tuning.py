@@ -1,4 +1,4 @@
-"""srlab.tuning: studies against functions whose optimum is known, games on tiny networks."""
+"""srlab.studies.tuning: against functions whose optimum is known; games on tiny networks."""
 
 import json
 import subprocess
@@ -10,11 +10,10 @@ import pytest
 import torch
 from scipy.stats import rankdata, spearmanr
 
-from srlab.datasets import find
+from srlab.data.bank import PatchBank
+from srlab.data.datasets import find
 from srlab.models.generators import WDRN
-from srlab.patches import PatchBank
-from srlab.training.monitor import TrainingDiverged
-from srlab.tuning import (
+from srlab.studies.tuning import (
     Judge,
     TuningError,
     check_range,
@@ -24,6 +23,7 @@ from srlab.tuning import (
     search,
     suggest,
 )
+from srlab.training.monitor import TrainingDiverged
 
 RANGES = {"x": {"low": 0.0, "high": 4.0}, "n": {"low": 1, "high": 3}, "kind": ["a", "b"]}
 
@@ -66,7 +66,7 @@ def test_two_processes_share_a_search_and_try_nothing_twice(tmp_path):
     code = (
         "import json, sys, time\n"
         "from pathlib import Path\n"
-        "from srlab.tuning import search\n"
+        "from srlab.studies.tuning import search\n"
         "def objective(setting, folder, report):\n"
         "    time.sleep(0.2)\n"
         "    return setting['x']\n"

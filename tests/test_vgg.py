@@ -16,8 +16,8 @@ from torchvision.models import vgg19
 from torchvision.models.vgg import VGG19_Weights
 from torchvision.transforms.functional import normalize
 
-from srlab import download
-from srlab.download import DownloadError
+from srlab.data import download
+from srlab.data.download import DownloadError
 from srlab.models import pretrained, vgg
 from srlab.models.vgg import FeatureError, Features
 

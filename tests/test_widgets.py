@@ -16,13 +16,13 @@ from ipywidgets.widgets.widget import _instances
 from PIL import Image
 from torch.nn import functional as F
 
-from srlab.degradation import downsample, upsample
+from srlab.data.bank import PatchBank
+from srlab.data.degradation import downsample, upsample
+from srlab.data.images import write_image
 from srlab.errors import SrlabError
-from srlab.images import write_image
 from srlab.models import vgg, zoo
 from srlab.models.critics import Discriminator
 from srlab.models.generators import SRResNet
-from srlab.patches import PatchBank
 from srlab.training.config import AdversarialConfig, PretrainConfig
 from srlab.training.engine import default_fabric
 from srlab.training.game import adversarial

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel
 from torch.testing import assert_close
 
-from srlab.datasets import find
-from srlab.degradation import downsample
+from srlab.data.datasets import find
+from srlab.data.degradation import downsample
 from srlab.evaluation import protocol
 from srlab.evaluation.metrics import psnr
 from srlab.models import zoo

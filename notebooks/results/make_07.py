@@ -7,7 +7,8 @@ goes on by the same command, and games that are there are not played again.
 
 A row holds a game's seed, the number of its setting and the setting, a step of the game and the
 scores there: psnr (dB) and features (distance of VGG features) of the averaged generator on the
-middle of photos-valid, see srlab.tuning.Judge. All games start from one small pre-trained WDRN.
+middle of photos-valid, see srlab.studies.tuning.Judge. All games start from one small
+pre-trained WDRN.
 The committed files come from a CPU (x86-64, torch 2.15); another processor rounds otherwise, and
 games amplify that.
 """
@@ -21,13 +22,13 @@ from pathlib import Path
 import optuna
 import torch
 
-from srlab.datasets import find
+from srlab.data.bank import PatchBank
+from srlab.data.datasets import find
 from srlab.models.generators import WDRN
-from srlab.patches import PatchBank
+from srlab.studies.tuning import Judge, play, suggest
 from srlab.training.config import PretrainConfig
 from srlab.training.monitor import TrainingDiverged
 from srlab.training.pretrain import pretrain
-from srlab.tuning import Judge, play, suggest
 
 HERE = Path(__file__).parent
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)

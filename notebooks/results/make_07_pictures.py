@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from srlab.datasets import DATASETS, find, status, training_files
+from srlab.data.bank import PatchBank
+from srlab.data.datasets import DATASETS, find, status, training_files
 from srlab.evaluation import protocol
 from srlab.models.generators import WDRN
-from srlab.patches import PatchBank
 from srlab.training.config import PretrainConfig
 from srlab.training.engine import Engine, default_fabric
 from srlab.training.pretrain import pretrain

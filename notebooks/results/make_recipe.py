@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
-from srlab.datasets import find
-from srlab.degradation import crop_to_multiple
+from srlab.data.bank import PatchBank, decode
+from srlab.data.datasets import find
+from srlab.data.degradation import crop_to_multiple
+from srlab.data.images import read_image, write_image
 from srlab.evaluation import protocol
-from srlab.images import read_image, write_image
 from srlab.models.generators import SRResNet
-from srlab.patches import PatchBank, decode
 from srlab.training.config import PretrainConfig
 from srlab.training.engine import ENGINES, default_fabric
 from srlab.training.pretrain import pretrain

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from srlab.datasets import find
+from srlab.data.datasets import find
 
 SIDES = (80, 160, 320, 640, 1250)  # of the LR picture; the result has 16 times its pixels
 ONE = """
 import re, sys, time
 from pathlib import Path
-from srlab.images import FORMATS
-from srlab.upscaling import Job, prepare, run
+from srlab.data.images import FORMATS
+from srlab.pictures import Job, prepare, run
 
 network = prepare("srresnet", "cpu")
 started = time.process_time()

@@ -1,0 +1,1 @@
+"""PSNR, SSIM, LPIPS, the published protocol, tiles and intervals."""

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from srlab.degradation import crop_to_multiple, downsample, quantize, resize
+from srlab.data.degradation import crop_to_multiple, downsample, quantize, resize
+from srlab.data.images import is_grey, luma, read_image
 from srlab.errors import SrlabError
 from srlab.evaluation.metrics import psnr, ssim
-from srlab.evaluation.upscale import upscale
-from srlab.images import is_grey, luma, read_image
+from srlab.evaluation.tiling import upscale
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from srlab.degradation import crop_to_multiple, downsample, quantize
+from srlab.data.degradation import crop_to_multiple, downsample, quantize
+from srlab.data.images import is_grey, read_image, replacing
 from srlab.evaluation import protocol
 from srlab.evaluation.distribution import PatchFrechet
-from srlab.evaluation.upscale import upscale
-from srlab.images import is_grey, read_image, replacing
+from srlab.evaluation.tiling import upscale
 
 
 @dataclass(frozen=True)

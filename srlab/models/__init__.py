@@ -1,0 +1,1 @@
+"""Blocks, generators, critics, VGG features, and the files that hold their weights."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from srlab.degradation import resize_weights
+from srlab.data.degradation import resize_weights
 
 FUSIONS = ("sum", "scaled-sum", "concat", "weighted-concat")
 
@@ -201,8 +201,8 @@ class BicubicSkip(nn.Module):
     An output pixel reads the same neighbours with the same weights in every LR pixel's cell, so
     bicubic up-scaling is a fixed 5x5 convolution with ``scale**2`` outputs and a pixel shuffle:
     quick on small crops, the same for every size of picture, and known to ONNX. The result is that
-    of :func:`srlab.degradation.resize`, mirrored borders included, and is computed in 32 bits also
-    under autocast: eight bits of mantissa would show.
+    of :func:`srlab.data.degradation.resize`, mirrored borders included, and is computed in 32 bits
+    also under autocast: eight bits of mantissa would show.
 
     Args:
         scale: HR size / LR size.

@@ -39,7 +39,7 @@ class External(nn.Module):
         scale: HR size / LR size.
         architecture: its name, such as ``"HAT"``.
         receptive_radius: 32 LR pixels for every network: how far tiles overlap
-            (:mod:`srlab.evaluation.upscale`). Many networks see farther, so that tiles differ a
+            (:mod:`srlab.evaluation.tiling`). Many networks see farther, so that tiles differ a
             little from the whole picture; ``tile=None`` is exact. Windows of 8, 16 or 32
             pixels fall on the same places in tiles of 192 or 256 as in the whole picture.
         options: empty, since a weight file of ours cannot describe it.

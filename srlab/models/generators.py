@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from srlab.degradation import resize
+from srlab.data.degradation import resize
 from srlab.models.blocks import BicubicSkip, DenseBlock, FusionConv, ResidualBlock, UpsampleBlock
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from srlab.data.images import replacing
 from srlab.errors import SrlabError
-from srlab.images import replacing
 from srlab.models.generators import fold, polyphase
 
 
@@ -22,7 +22,7 @@ class OnnxError(SrlabError):
 class OnnxEngine(nn.Module):
     """A generator of :func:`export_onnx`, run by ONNX Runtime on the CPU in 32-bit floats.
 
-    It takes the place of the network itself in :func:`srlab.evaluation.upscale.upscale` and
+    It takes the place of the network itself in :func:`srlab.evaluation.tiling.upscale` and
     :func:`srlab.evaluation.protocol.evaluate`; it has no parameters, cannot be trained, and a
     tensor on another device travels to the CPU and back.
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from srlab.datasets import data_folders
-from srlab.download import download
+from srlab.data.datasets import data_folders
+from srlab.data.download import download
 from srlab.errors import SrlabError
 
 URL = "https://download.pytorch.org/models/"

@@ -7,11 +7,11 @@ that folder checks them too.
 import re
 from pathlib import Path
 
-from srlab.download import sha256
+from srlab.data.download import sha256
 from srlab.errors import SrlabError
 from srlab.files import write_text
 
-FOLDER = Path(__file__).parents[1] / "weights"
+FOLDER = Path(__file__).parent / "weights"
 SUMS = "SHA256SUMS"
 
 

@@ -226,7 +226,7 @@ def save(features: Features, path: Path | str, notes: Mapping[str, Any] = {}) ->
     save_file(weights, path, {"format": "pt"} | {k: json.dumps(v) for k, v in header.items()})
 
 
-SLIM = Path(__file__).parents[1] / "weights" / "features" / "vgg19-slim.safetensors"
+SLIM = Path(__file__).parent / "weights" / "features" / "vgg19-slim.safetensors"
 
 
 def _read(path: Path) -> tuple[float, dict[str, float], dict[str, Tensor]]:

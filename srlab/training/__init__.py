@@ -1,0 +1,1 @@
+"""Two loops, the recipes that they follow, and what a run keeps."""

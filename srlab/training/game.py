@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from srlab import losses
-from srlab.patches import PatchBank
+from srlab.data.bank import PatchBank
 from srlab.training import rules
 from srlab.training.config import AdversarialConfig, ConfigError
 from srlab.training.engine import Engine, default_fabric

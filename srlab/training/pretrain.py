@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from srlab import losses
-from srlab.patches import PatchBank
+from srlab.data.bank import PatchBank
 from srlab.training.config import PretrainConfig
 from srlab.training.engine import Engine, default_fabric
 from srlab.training.faults import explained

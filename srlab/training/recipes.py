@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from srlab.data.bank import PatchBank
 from srlab.errors import SrlabError
 from srlab.evaluation import protocol
 from srlab.losses import Perceptual
 from srlab.models import vgg, zoo
 from srlab.models.critics import Discriminator, NoCritic, VGGCritic
 from srlab.models.generators import fold
-from srlab.patches import PatchBank
 from srlab.training.config import AdversarialConfig, PretrainConfig
 from srlab.training.engine import default_fabric
 from srlab.training.game import adversarial

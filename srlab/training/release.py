@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from srlab.datasets import find, status
+from srlab.data.datasets import find, status
 from srlab.evaluation import protocol
 from srlab.models import released, zoo
 from srlab.training.run import CHECKPOINT

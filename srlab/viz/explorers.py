@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from srlab.degradation import crop_to_multiple, quantize, resize
+from srlab.data.bank import PatchBank, dihedral, unpack_pixels
+from srlab.data.degradation import crop_to_multiple, quantize, resize
 from srlab.errors import SrlabError
 from srlab.models.vgg import Features
-from srlab.patches import PatchBank, dihedral, unpack_pixels
 from srlab.viz.card import Card, beside, choice, controls, png, slider, tile
 from srlab.viz.figures import Figure, compare, grid, picture, radial_power, spectrum
 
@@ -188,8 +188,8 @@ class DegradationExplorer(Card):
 def shrink(hr: Tensor, scale: int, kernel: str = "bicubic", antialias: bool = True) -> Tensor:
     """Shrink (3, H, W) by an integer with one of three kernels; rounded to 8 bit.
 
-    ``bicubic`` is :func:`srlab.degradation.resize`. ``bilinear`` weighs by a triangle and ``box``
-    alike: with antialiasing the mean of scale x scale pixels, without it one pixel of them.
+    ``bicubic`` is :func:`srlab.data.degradation.resize`. ``bilinear`` weighs by a triangle and
+    ``box`` alike: with antialiasing the mean of scale x scale pixels, without it one pixel of them.
     """
     if kernel == "bicubic":
         return quantize(resize(hr, 1 / scale, antialias=antialias))

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from srlab.images import luma, to_uint8
+from srlab.data.images import luma, to_uint8
 
 DPI = 80
 # Okabe and Ito's colours, which colour-blind readers can tell apart, less the yellow, which is

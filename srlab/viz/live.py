@@ -13,9 +13,9 @@ import ipywidgets
 import torch
 from torch import Tensor, nn
 
+from srlab.data.images import read_image, write_image
 from srlab.errors import SrlabError
-from srlab.evaluation.upscale import upscale
-from srlab.images import read_image, write_image
+from srlab.evaluation.tiling import upscale
 from srlab.training import rules
 from srlab.training.config import AdversarialConfig, PretrainConfig
 from srlab.training.monitor import read_log

@@ -23,12 +23,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from srlab import losses
-from srlab.datasets import find
-from srlab.degradation import downsample
+from srlab.data.bank import PatchBank, dihedral
+from srlab.data.datasets import find
+from srlab.data.degradation import downsample
+from srlab.data.images import read_image, write_image
 from srlab.files import write_text
-from srlab.images import read_image, write_image
 from srlab.models.generators import SRResNet
-from srlab.patches import PatchBank, dihedral
 
 
 class PngCrops(Dataset):

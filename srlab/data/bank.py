@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from srlab.degradation import crop_to_multiple, downsample, resize
+from srlab.data.degradation import crop_to_multiple, downsample, resize
 from srlab.errors import SrlabError
-from srlab.images import read_image_u8, to_float, to_uint8
+from srlab.data.images import read_image_u8, to_float, to_uint8
 
 CELL = 8  # side, in LR pixels, of the squares whose detail is measured
 
@@ -31,7 +31,7 @@ class PatchBank:
 
     Args:
         images: HR images, (3, H, W) uint8 RGB. Sides are cut to a multiple of ``scale``; the LR
-            side is made by :func:`srlab.degradation.downsample`, from the whole image, so that
+            side is made by :func:`srlab.data.degradation.downsample`, from the whole image, so that
             its borders are those of the published protocol.
         scale: HR size / LR size.
         device: where the crops are wanted. On a GPU the pixels move there if they fit into half
@@ -101,7 +101,7 @@ class PatchBank:
         """Decode image files, several at a time, and keep them.
 
         Args:
-            files: paths of HR images, for instance from :func:`srlab.datasets.find`.
+            files: paths of HR images, for instance from :func:`srlab.data.datasets.find`.
             shrink: down-scale each picture by this factor first (one for all, or one a file). 2
                 removes the JPEG blocks and the demosaicing blur of large camera pictures.
             progress: show a bar while decoding.

@@ -1,4 +1,4 @@
-"""srlab.patches: crops are found again in their images, whose pixels say where they lie."""
+"""srlab.data.bank: crops are found again in their images, whose pixels say where they lie."""
 
 import re
 
@@ -7,10 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from srlab import patches
-from srlab.degradation import resize
+from srlab.data.bank import PatchBank, _shelves, pack_pixels, unpack_pixels
+from srlab.data.degradation import resize
 from srlab.errors import SrlabError
-from srlab.patches import PatchBank, pack_pixels, unpack_pixels
 
 # (height, width): landscape, portrait, square, and sides that no multiple of 4 fits.
 SIZES = [(48, 64), (72, 40), (44, 44), (55, 43)]
@@ -174,7 +173,7 @@ def test_shelves_hold_every_picture_once():
     random = np.random.default_rng(0)
     for _ in range(50):
         sizes = [tuple(map(int, pair)) for pair in random.integers(1, 30, size=(12, 2))]
-        boxes = patches._shelves(sizes)
+        boxes = _shelves(sizes)
         assert [tuple(box) for box in boxes[:, 2:].tolist()] == sizes
         canvas = np.zeros((12 * 30, max(w for _, w in sizes)), int)
         for top, left, h, w in boxes.tolist():

@@ -24,10 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from srlab.errors import SrlabError
-from srlab.evaluation import upscale as tiling
-from srlab.files import printable
-from srlab.images import (
+from srlab.data.images import (
     FORMATS,
     Picture,
     check_size,
@@ -39,6 +36,9 @@ from srlab.images import (
     to_uint8,
     write_strips,
 )
+from srlab.errors import SrlabError
+from srlab.evaluation import tiling
+from srlab.files import printable
 from srlab.models import zoo
 from srlab.models.generators import Bicubic, fold, polyphase
 

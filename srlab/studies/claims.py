@@ -1,6 +1,7 @@
 """The claims that the course grew out of, each with the experiment that can tell.
 
-A claim compares two rows of the ablation (:data:`srlab.ablation.ROWS`), or asks for a value of one.
+A claim compares two rows of the ablation (:data:`srlab.studies.ablation.ROWS`), or asks for a value
+of one.
 :func:`judge` reads the CSV files; nothing here is a result.
 """
 
@@ -12,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from srlab import ablation
 from srlab.evaluation.statistics import Interval, bootstrap, decide
+from srlab.studies import ablation
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from typing import IO, NamedTuple
 
 from tqdm.auto import tqdm
 
-from srlab.download import DownloadError, download, require_space
+from srlab.data.download import DownloadError, download, require_space
 from srlab.errors import SrlabError
 from srlab.files import only_here
-from srlab.images import IMAGE_SUFFIXES, ImageError, list_images
+from srlab.data.images import IMAGE_SUFFIXES, ImageError, list_images
 
 
 class DatasetError(SrlabError):
@@ -119,7 +119,7 @@ def data_folders() -> list[Path]:
     """
     named = os.environ.get("SRLAB_DATA", "").split(os.pathsep)
     folders = [Path(os.path.expanduser(folder)) for folder in named if folder]
-    clone = Path(__file__).resolve().parent.parent
+    clone = Path(__file__).resolve().parents[2]
     if (clone / "pyproject.toml").is_file():
         return [*folders, clone / "data"]
     import pooch

@@ -1,4 +1,4 @@
-"""srlab.upscaling: any picture in, a larger one out, and never a lost, half or wrong file."""
+"""srlab.pictures: any picture in, a larger one out, and never a lost, half or wrong file."""
 
 import io
 import json
@@ -24,13 +24,14 @@ from torch import nn
 from torch.testing import assert_close
 
 import srlab
-from srlab import cli, images, upscaling
-from srlab.degradation import resize
+from srlab import cli, pictures
+from srlab.data import images
+from srlab.data.degradation import resize
+from srlab.data.images import read_picture
 from srlab.errors import SrlabError
-from srlab.images import read_picture
 from srlab.models import zoo
 from srlab.models.generators import Bicubic, Polyphase, SRResNet
-from srlab.upscaling import Job, plan, prepare, strips
+from srlab.pictures import Job, plan, prepare, strips
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 LIMITS = {np.uint8: 255, np.uint16: 65535}
@@ -88,10 +89,10 @@ def repeated(samples):
 
 
 def convert(source, target, **options):
-    """One job through :func:`upscaling.run` with the repeating network."""
+    """One job through :func:`pictures.run` with the repeating network."""
     target = Path(target)
     job = Job(source, target, images.FORMATS[target.suffix])
-    (outcome,) = upscaling.run([job], prepare(Nearest()), **options)
+    (outcome,) = pictures.run([job], prepare(Nearest()), **options)
     assert outcome.error is None
     return outcome
 
@@ -178,14 +179,14 @@ def test_a_model_that_diverged_or_a_tile_too_large_is_told(tmp_path, monkeypatch
     jobs = plan([source])
     diverged, greedy = Nearest(), Nearest()
     monkeypatch.setattr(diverged, "forward", lambda lr: Nearest()(lr) * float("nan"))
-    (outcome,) = upscaling.run(jobs, diverged)
+    (outcome,) = pictures.run(jobs, diverged)
     assert "not finite" in outcome.error
 
     def refuse(lr):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate ...")
 
     monkeypatch.setattr(greedy, "forward", refuse)
-    (outcome,) = upscaling.run(jobs, greedy)
+    (outcome,) = pictures.run(jobs, greedy)
     assert "--tile" in outcome.error
     assert str(source) in outcome.error
     assert os.listdir(tmp_path) == ["a.png"]
@@ -336,14 +337,14 @@ def test_quality(tmp_path, rng, suffix):
     assert sizes == sorted(set(sizes))
     for bad in (0, 101):
         with pytest.raises(SrlabError, match=f"got {bad}"):
-            upscaling.run([], Nearest(), quality=bad)
+            pictures.run([], Nearest(), quality=bad)
 
 
 @pytest.mark.parametrize(("suffix", "side"), [(".jpg", 65_500), (".webp", 16_383)])
 def test_a_format_too_small_for_the_result(tmp_path, suffix, side):
     Image.new("L", (side // 4 + 1, 1)).save(tmp_path / "a.png")
     job = Job(tmp_path / "a.png", tmp_path / f"a{suffix}", images.FORMATS[suffix])
-    (outcome,) = upscaling.run([job], Nearest())
+    (outcome,) = pictures.run([job], Nearest())
     assert f"{side:,}" in outcome.error
     assert "PNG or TIFF" in outcome.error
     Image.new("L", (side // 4, 1)).save(tmp_path / "a.png")
@@ -483,7 +484,7 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path, monkeypatch):
         return Nearest()(lr)
 
     monkeypatch.setattr(network, "forward", forward)
-    (outcome,) = upscaling.run(plan([source]), network)
+    (outcome,) = pictures.run(plan([source]), network)
     assert "--force" in outcome.error
     assert (tmp_path / "a_x4.png").read_bytes() == b"precious"
     assert len(os.listdir(tmp_path)) == 2
@@ -493,7 +494,7 @@ def test_two_pictures_never_become_one_file(tmp_path):
     sources = [photo(tmp_path / "a.png"), photo(tmp_path / "a.jpg", size=(3, 3))]
     jobs = plan(sources, format="tiff")
     jobs[1] = replace(jobs[1], target=tmp_path / "b" / ".." / "a_x4.tif")
-    first, second = upscaling.run(jobs, Nearest(), force=True)
+    first, second = pictures.run(jobs, Nearest(), force=True)
     assert first.error is None
     assert "a.jpg was left out" in second.error
     assert Image.open(tmp_path / "a_x4.tif").size == (28, 20)
@@ -560,7 +561,7 @@ def test_a_disk_that_is_full(tmp_path, rng, suffix, old):
         target.write_bytes(old)
     job = Job(tmp_path / "a.png", target, images.FORMATS[suffix])
     with largest_file(5000):
-        (outcome,) = upscaling.run([job], Nearest(), force=True)
+        (outcome,) = pictures.run([job], Nearest(), force=True)
     assert outcome.error == f"{target} could not be written: [Errno 27] File too large."
     assert (target.read_bytes() if target.exists() else None) == old
     assert set(os.listdir(tmp_path)) == {"a.png"} | ({target.name} if old else set())
@@ -571,7 +572,7 @@ def test_standard_output_that_is_full(tmp_path, monkeypatch):
     source = photo(tmp_path / "a.png")
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
-        (outcome,) = upscaling.run(plan([source], "-"), Nearest())
+        (outcome,) = pictures.run(plan([source], "-"), Nearest())
     assert outcome.error.endswith("standard output could not be written: No space left on device.")
 
 
@@ -579,7 +580,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from srlab.models.generators import Bicubic
-from srlab.upscaling import plan, run
+from srlab.pictures import plan, run
 
 class Slow(Bicubic):
     def forward(self, lr):
@@ -615,8 +616,8 @@ def test_killed_in_the_middle(tmp_path, rng):
 MEMORY = r"""
 import re, sys
 from pathlib import Path
-from srlab.images import FORMATS
-from srlab.upscaling import Job, prepare, run
+from srlab.data.images import FORMATS
+from srlab.pictures import Job, prepare, run
 
 job = Job(Path(sys.argv[1]), Path(sys.argv[2]), FORMATS[Path(sys.argv[2]).suffix])
 (outcome,) = run([job], prepare("bicubic", "cpu"))
@@ -741,12 +742,12 @@ def test_a_tensor_beyond_0_to_1_is_refused(value):
     image = torch.rand(3, 5, 5)
     image[1, 2, 3] = value
     with pytest.raises(SrlabError, match=r"must lie in \[0, 1\]"):
-        upscaling.upscale(image, "bicubic")
+        pictures.upscale(image, "bicubic")
 
 
 def test_integers_of_unknown_range_are_refused():
     with pytest.raises(SrlabError, match="integers of unknown range"):
-        upscaling.upscale(Image.new("I", (5, 5), 40_000), "bicubic")
+        pictures.upscale(Image.new("I", (5, 5), 40_000), "bicubic")
 
 
 def test_the_default_model_beats_bicubic(tmp_path):

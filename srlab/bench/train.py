@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from srlab.bench import describe_machine
+from srlab.bench.bank import describe_machine
+from srlab.data.bank import PatchBank
 from srlab.files import write_text
 from srlab.models import zoo
-from srlab.patches import PatchBank
 from srlab.training import recipes
 from srlab.training.engine import ENGINES, Choice, Engine, default_fabric
 

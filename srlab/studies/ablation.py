@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from srlab.datasets import DATASETS, find, status
+from srlab.data.bank import PatchBank
+from srlab.data.datasets import DATASETS, find, status
 from srlab.errors import SrlabError
 from srlab.evaluation import perceptual
 from srlab.evaluation.scores import measure
@@ -25,7 +26,6 @@ from srlab.files import only_here
 from srlab.models import vgg, zoo
 from srlab.models.critics import Discriminator, NoCritic, VGGCritic
 from srlab.models.generators import WDRN, SRResNet, fold
-from srlab.patches import PatchBank
 from srlab.training import recipes
 from srlab.training.config import AdversarialConfig, PretrainConfig
 from srlab.training.engine import default_fabric

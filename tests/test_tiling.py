@@ -1,11 +1,11 @@
-"""srlab.evaluation.upscale: tiles leave no trace in the picture, nor in the model."""
+"""srlab.evaluation.tiling: tiles leave no trace in the picture, nor in the model."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from srlab.errors import SrlabError
-from srlab.evaluation.upscale import upscale
+from srlab.evaluation.tiling import upscale
 from srlab.models.generators import Bicubic, SRResNet
 
 

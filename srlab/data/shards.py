@@ -1,6 +1,6 @@
 """Training sets larger than memory: decoded once onto disk, crops read from there.
 
-:func:`pack` writes what :class:`~srlab.patches.PatchBank` keeps in memory, LR and HR pixels in
+:func:`pack` writes what :class:`~srlab.data.bank.PatchBank` keeps in memory, LR and HR pixels in
 32-bit words, into files of some hundred megabytes (*shards*); :class:`ShardBank` maps them into
 memory and cuts crops out of them. The system keeps in memory what fits, and reads the rest when it
 is wanted. What it reads are pages of 4 KB: each holds a tile of 32 x 32 pixels here, so that a crop
@@ -24,12 +24,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from srlab.degradation import downsample
-from srlab.download import sha256
+from srlab.data.degradation import downsample
+from srlab.data.download import sha256
 from srlab.errors import SrlabError
 from srlab.files import whole, write_text
-from srlab.images import to_float, to_uint8
-from srlab.patches import PatchBank, decode, landscape, pack_pixels
+from srlab.data.images import to_float, to_uint8
+from srlab.data.bank import PatchBank, decode, landscape, pack_pixels
 
 INDEX = "index.json"
 SHARD_BYTES = 256 << 20
@@ -57,7 +57,7 @@ def pack(
         files: paths of HR images.
         out: folder, empty or of an earlier call.
         scale: HR size / LR size.
-        shrink: as for :meth:`srlab.patches.PatchBank.from_files`.
+        shrink: as for :meth:`srlab.data.bank.PatchBank.from_files`.
         shard_bytes: a shard ends with the picture that passes this.
 
     Returns:
@@ -110,13 +110,13 @@ def is_pack(folder: Path | str) -> bool:
 
 
 class ShardBank(PatchBank):
-    """A :class:`~srlab.patches.PatchBank` whose pixels lie in the shards of a folder.
+    """A :class:`~srlab.data.bank.PatchBank` whose pixels lie in the shards of a folder.
 
     With the same pictures and the same seed it gives the same crops.
 
     Args:
         folder: that :func:`pack` filled.
-        device, seed: as for :class:`~srlab.patches.PatchBank`.
+        device, seed: as for :class:`~srlab.data.bank.PatchBank`.
         verify: read all shards once and compare their checksums; without it only their sizes.
         progress: show a bar meanwhile.
 

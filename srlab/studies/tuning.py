@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from srlab.degradation import crop_to_multiple, downsample
+from srlab.data.bank import PatchBank
+from srlab.data.degradation import crop_to_multiple, downsample
+from srlab.data.images import read_image
 from srlab.errors import SrlabError
 from srlab.evaluation import protocol
-from srlab.evaluation.upscale import upscale
-from srlab.images import read_image
+from srlab.evaluation.tiling import upscale
 from srlab.losses import Perceptual
 from srlab.models import vgg
 from srlab.models.critics import Discriminator, VGGCritic
-from srlab.patches import PatchBank
 from srlab.training.config import AdversarialConfig
 from srlab.training.game import adversarial
 from srlab.training.monitor import TrainingDiverged

@@ -65,7 +65,7 @@ class Sweep:
         profile: name of a file in ``notebooks/profiles``.
         parameters: values that all runs have in common.
         grid: name -> values; empty for a study.
-        ranges: name -> range, see :mod:`srlab.tuning`; empty for a grid.
+        ranges: name -> range, see :mod:`srlab.studies.tuning`; empty for a grid.
         trials: of the study.
         metric, direction: what it looks at, ``"maximize"`` or ``"minimize"``.
     """
@@ -222,7 +222,7 @@ def _run_study(
     import optuna
     from optuna.trial import TrialState
 
-    from srlab.tuning import open_study, suggest
+    from srlab.studies.tuning import open_study, suggest
 
     study = open_study(folder, sweep.ranges, sweep.direction)
     for trial in study.get_trials(states=[TrialState.RUNNING]):  # of a sweep that was killed
@@ -342,7 +342,7 @@ def execute(job: dict[str, Any], stop: threading.Event | None = None) -> dict[st
 def _attempt(job: dict[str, Any], log: Path, stop: threading.Event) -> int:
     with log.open("a", encoding="utf-8") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "srlab.course.sweep"],
+            [sys.executable, "-m", "srlab.studies.sweep"],
             stdin=subprocess.PIPE,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -463,7 +463,7 @@ def _mapping(value: Any, where: str, known: set[str] | None = None) -> dict[str,
 
 
 def _check_study(study: dict[str, Any], file: Path) -> None:
-    from srlab.tuning import check_range
+    from srlab.studies.tuning import check_range
 
     trials = study.get("trials")
     if type(trials) is not int or trials < 1:

@@ -20,17 +20,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from srlab.bench import describe_machine
-from srlab.datasets import find
-from srlab.degradation import crop_to_multiple, downsample
+from srlab.bench.bank import describe_machine
+from srlab.data.datasets import find
+from srlab.data.degradation import crop_to_multiple, downsample
+from srlab.data.images import read_image
 from srlab.errors import SrlabError
 from srlab.evaluation.metrics import psnr
 from srlab.files import write_text
-from srlab.images import read_image
 from srlab.models import zoo
 from srlab.models.generators import fold
 from srlab.models.onnx_engine import OnnxEngine, export_onnx
-from srlab.upscaling import prepare
+from srlab.pictures import prepare
 
 MODELS = ("srresnet-16", "srresnet")
 PLAIN = "plain torch (eager, unfolded)"

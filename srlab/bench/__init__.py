@@ -1,0 +1,1 @@
+"""The speed of this machine: crops, training steps, upscaling."""

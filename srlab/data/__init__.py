@@ -1,0 +1,1 @@
+"""Picture files, the degradation, named image sets and the bank of crops."""

@@ -1,0 +1,1 @@
+"""Many small trainings that answer a question: ablation, claims, tuning, sweeps."""
