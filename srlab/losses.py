@@ -41,23 +41,36 @@ class Perceptual(nn.Module):
         weights: of its taps.
         images: (N, 3, H, W) RGB in [0, 1], HR crops to calibrate ``features`` on first; a dozen
             is enough. ``vgg19-slim`` comes calibrated.
+        shift: both pictures are seen through a window that is this many pixels smaller (at most
+            half the picture) and placed anew in every call. VGG pools in steps of 2, 4 and 8
+            pixels, a generator writes in steps of its scale; where the two grids always meet in the
+            same way, a generator pleases the features with a faint regular pattern. 0 shows all.
 
     Raises:
         ValueError: a weight for a tap that ``features`` does not have.
     """
 
     def __init__(
-        self, features: nn.Module, weights: Mapping[str, float], images: Tensor | None = None
+        self,
+        features: nn.Module,
+        weights: Mapping[str, float],
+        images: Tensor | None = None,
+        shift: int = 0,
     ):
         super().__init__()
         if missing := [tap for tap in weights if tap not in features.taps]:
             raise ValueError(f"features has no tap {missing[0]}: it has {', '.join(features.taps)}")
         self.features = features
         self.weights = dict(weights)
+        self.shift = shift
         if images is not None:
             calibrate(features, images)
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+        if shift := min(self.shift, *(side // 2 for side in sr.shape[-2:])):
+            y, x = torch.randint(shift, (2,)).tolist()
+            height, width = (side - shift for side in sr.shape[-2:])
+            sr, hr = (p[..., y : y + height, x : x + width] for p in (sr, hr))
         found = self.features(sr)
         with torch.no_grad():
             wanted = self.features(hr)

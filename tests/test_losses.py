@@ -1,6 +1,7 @@
 """srlab.losses against torch.nn.functional and closed forms."""
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -177,6 +178,30 @@ def test_the_perceptual_loss_is_relative_to_the_features_own_size():
     assert_close(loss(sr, hr), 2 * pixels + 0.5 * mean, rtol=1e-5, atol=1e-6)
     assert loss(hr, hr) == 0
     assert losses.Perceptual(Eyes(), {"pixels": 1.0}, hr)(0 * hr, hr).item() == pytest.approx(1)
+
+
+def test_the_shifting_window_shows_both_pictures_the_same_place_and_every_place():
+    class Places(torch.nn.Module):
+        taps, scales = ("pixels",), {"pixels": 1.0}
+        seen: ClassVar[list] = []
+
+        def forward(self, image):
+            self.seen.append(image)
+            return {"pixels": image}
+
+    rows, columns = torch.meshgrid(torch.arange(20.0), torch.arange(24.0), indexing="ij")
+    places = torch.stack([rows, columns, 0 * rows])[None]
+    loss = losses.Perceptual(Places(), {"pixels": 1.0}, shift=4)
+    torch.manual_seed(0)
+    corners = set()
+    for _ in range(400):
+        assert loss(places, places) == 0
+        assert Places.seen[-1].shape == (1, 3, 16, 20)
+        assert torch.equal(Places.seen[-2], Places.seen[-1])
+        corners.add(tuple(Places.seen[-1][0, :2, 0, 0].tolist()))
+    assert corners == {(y, x) for y in range(4) for x in range(4)}
+    assert loss(places[..., :6, :4], places[..., :6, :4]) == 0  # a tiny crop: half of it is left
+    assert Places.seen[-1].shape == (1, 3, 4, 2)
 
 
 def test_the_perceptual_loss_teaches_sr_only():

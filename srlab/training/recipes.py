@@ -95,7 +95,7 @@ RECIPES: dict[str, Recipe] = {
         {
             **_GAME,
             "adversarial": "wasserstein",
-            "adversarial_weight": 1e-3,
+            "adversarial_weight": 2e-3,
             "lipschitz": "gradient-penalty",
             "penalty_weight": 1.0,
             "critic_lr": 1e-3,
@@ -213,4 +213,4 @@ def build_critic(
 def build_perceptual(images: Tensor, features: str = "vgg19-slim") -> Perceptual:
     """The perceptual loss of the recipes, calibrated on (N, 3, H, W) HR crops in [0, 1]."""
     taps = DEEP_TAPS.get(features, PERCEPTUAL_TAPS)
-    return Perceptual(vgg.load(features, list(taps)), taps, images)
+    return Perceptual(vgg.load(features, list(taps)), taps, images, shift=8)
