@@ -89,7 +89,11 @@ def test_a_figure_is_a_png_and_says_in_words_what_it_shows(name, noise):
     data, metadata = figure._repr_mimebundle_()
     assert isinstance(figure, matplotlib.figure.Figure)
     assert set(data) == {"image/png", "text/plain"}
-    assert base64.b64decode(data["image/png"]) == figure.png() == FIGURES[name](x).png()
+    shown = base64.b64decode(data["image/png"])
+    assert shown == figure.png(2) == FIGURES[name](x).png(2)
+    size = metadata["image/png"]["width"], metadata["image/png"]["height"]
+    assert Image.open(io.BytesIO(shown)).size == (2 * size[0], 2 * size[1])
+    assert Image.open(io.BytesIO(figure.png())).size == size
     assert data["text/plain"] == metadata["image/png"]["alt"] == figure.alt
     assert figure.alt in repr(figure)
     assert decode(figure.png()).shape[:2] == tuple(reversed(figure.bbox.size.astype(int)))
