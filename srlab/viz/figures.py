@@ -27,6 +27,7 @@ from torch import Tensor
 from srlab.data.images import luma, to_uint8
 
 DPI = 80
+LARGE = 150_000  # bytes of a figure with photographs above which it stays at one pixel to a pixel
 # Okabe and Ito's colours, which colour-blind readers can tell apart, less the yellow, which is
 # hard to see on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -90,8 +91,9 @@ class Figure(matplotlib.figure.Figure):
         self.savefig(buffer, format="png", dpi=scale * DPI, pil_kwargs=options)
         if self._holds_photographs():
             return buffer.getvalue()
-        # Lines and letters need few colours, and a third of the bytes.
-        flat = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        # Lines and letters need few colours, and with a palette a third of the bytes.
+        few = {"method": Image.Quantize.MAXCOVERAGE, "dither": Image.Dither.NONE}
+        flat = Image.open(buffer).convert("RGB").quantize(256, **few)
         buffer = io.BytesIO()
         flat.save(buffer, format="png", optimize=True)
         return buffer.getvalue()
@@ -101,8 +103,14 @@ class Figure(matplotlib.figure.Figure):
         return any(image.get_array().ndim == 3 for image in images)
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
-        """Twice the pixels, for screens that have them, shown at the figure's own size."""
-        data = {"image/png": base64.b64encode(self.png(2)).decode(), "text/plain": self.alt}
+        """Twice the pixels, for screens that have them, shown at the figure's own size.
+
+        A notebook must stay small enough to open: large photographs come as they are.
+        """
+        png = self.png(2)
+        if len(png) > LARGE and self._holds_photographs():
+            png = self.png()
+        data = {"image/png": base64.b64encode(png).decode(), "text/plain": self.alt}
         width, height = self.bbox.size.astype(int).tolist()
         return data, {"image/png": {"alt": self.alt, "width": width, "height": height}}
 
