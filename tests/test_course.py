@@ -21,14 +21,11 @@ from srlab.course.paths import CourseError
 from srlab.course.settings import Settings, SettingsError, declared, read_profile
 from srlab.files import InUse
 from srlab.models.blocks import ResidualBlock
+from srlab.models.generators import SRResNet
 
 CLONE = Path(__file__).resolve().parents[1]
 PARAMETERS = 'profile = "lite"\nseed = 0\nsteps = None\nrate = None'
-SETTINGS = (
-    "from srlab import course\n"
-    'settings = course.settings("{}", profile=profile, seed=seed, steps=steps, rate=rate)\n'
-    "print(settings)"
-)
+SETTINGS = 'from srlab import course\nsettings = course.begin("{}", globals())\nprint(settings)'
 
 
 def write_chapter(root, name, *sources, title="# A title", tagged=PARAMETERS):
@@ -162,6 +159,41 @@ def test_a_chapter_still_being_written_may_use_what_the_profile_sets(root):
     assert course.settings("07", seed=1, other=None).other == 1
     with pytest.raises(SettingsError, match="Did you mean other"):
         course.settings("07", othr=1)
+
+
+def test_a_chapter_begins_with_what_its_parameters_cell_says(root, capsys):
+    names = {"profile": "smoke", "seed": 7, "steps": None, "rate": 0.5, "other": "not a parameter"}
+    settings = course.begin("02", names)
+    assert settings.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert capsys.readouterr().out.startswith(f"torch {torch.__version__} on {settings.device}, ")
+    drawn = torch.rand(3)
+    torch.manual_seed(7)
+    assert torch.equal(drawn, torch.rand(3))
+    same = course.settings("02", profile="smoke", seed=7, steps=None, rate=0.5)
+    assert repr(settings) == repr(same)
+    assert vars(settings) == {**vars(same), "device": settings.device}
+
+
+def test_begin_says_what_is_missing(root):
+    with pytest.raises(SettingsError, match="seed is not set: run chapter 02's parameters cell"):
+        course.begin("02", {"profile": "lite"})
+    with pytest.raises(SettingsError, match="no chapter 09"):
+        course.begin("09", {"profile": "lite"})
+
+
+def test_what_a_chapter_saves_is_found_by_later_ones(root, capsys):
+    settings = course.settings("02", profile="smoke", seed=0)
+    network = SRResNet(n_blocks=1, n_features=4)
+    settings.save({"psnr": 30.5}, srresnet=network)
+    assert capsys.readouterr().out == "saved srresnet.safetensors and metrics.json\n"
+    folder = paths.chapter_run("02", "smoke")
+    assert json.loads((folder / "metrics.json").read_text()) == {"psnr": 30.5}
+    found, text = course.earlier_generator("02", "srresnet", "smoke")
+    assert text == "srresnet from this computer's run of chapter 02"
+    for name, value in network.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value)
+    settings.save({})
+    assert capsys.readouterr().out == "saved metrics.json\n"
 
 
 NO_YAML = {

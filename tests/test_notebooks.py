@@ -94,6 +94,18 @@ def test_parameters_are_literals_that_every_profile_defines(path):
                 assert name in defined, f"{profile}.yaml lacks {name}"
 
 
+@chapters
+def test_cells_are_short_and_the_plumbing_is_one_call(path):
+    """Twenty lines fit on a screen; only a from-scratch cell may take thirty."""
+    cells = code_cells(path)
+    for cell in cells:
+        assert len(cell.source.splitlines()) <= (30 if "from-scratch" in tags(cell) else 20)
+    begun = [cell for cell in cells if "course.begin(" in cell.source]
+    assert len(begun) == 1
+    assert f'course.begin("{path.stem[:2]}", globals())' in begun[0].source
+    assert not any("metrics.json" in cell.source for cell in cells)
+
+
 def test_profiles_define_the_same_parameters_and_none_in_vain():
     used = {name for path in CHAPTERS for name in declared(path)}
     for profile in PROFILES:

@@ -23,9 +23,9 @@ CLONE = Path(__file__).resolve().parents[1]
 PARAMETERS = 'profile = "lite"\nseed = 0\nx = None\nwait = None'
 # Leaves a line in diary.txt each time that it is begun, x squared in metrics.json when it ends.
 BODY = """
-import json, os, pathlib, time
+import os, pathlib, time
 from srlab import course
-settings = course.settings("02", profile=profile, seed=seed, x=x, wait=wait)
+settings = course.begin("02", globals())
 with open(pathlib.Path(os.environ["SRLAB_COURSE"]) / "diary.txt", "a") as diary:
     diary.write(f"{settings.x} {os.getpid()}\\n")
 begun = settings.run / "begun"
@@ -34,7 +34,7 @@ if settings.x == 13 or (settings.x == 12 and not begun.exists()):
     raise ValueError(f"{settings.x} is unlucky")
 time.sleep(settings.wait)
 metrics = {"square": settings.x**2, "deep": {"cube": settings.x**3}, "word": "no number"}
-(settings.run / "metrics.json").write_text(json.dumps(metrics))
+settings.save(metrics)
 """
 
 

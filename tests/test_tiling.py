@@ -142,3 +142,17 @@ def test_neither_statistics_nor_gradients_are_touched():
 def test_a_tile_needs_a_side(tile):
     with pytest.raises(SrlabError, match=f"tile must be at least 1 pixel, got {tile}"):
         upscale(Bicubic(), image(3, 9, 9), tile)
+
+
+def test_each_tile_is_reported_and_a_report_can_end_the_work():
+    shares = []
+    upscale(Bicubic(), image(1, 3, 30, 20), 20, shares.append)
+    assert shares == [2 / 3, 1]
+
+    def stop(share):
+        raise InterruptedError
+
+    network = trained().train()
+    with pytest.raises(InterruptedError):
+        upscale(network, image(1, 3, 30, 20), 20, stop)
+    assert network.training

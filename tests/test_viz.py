@@ -64,6 +64,14 @@ def near(canvas, colour):
     return (np.abs(canvas.astype(int) - colour) <= 8).all(-1)
 
 
+def shown(figure):
+    """The PNG file that a notebook stores, its size in pixels and the size that it is shown at."""
+    data, metadata = figure._repr_mimebundle_()
+    file = base64.b64decode(data["image/png"])
+    told = metadata["image/png"]
+    return file, Image.open(io.BytesIO(file)).size, (told["width"], told["height"])
+
+
 def texts(figure):
     return [t.get_text() for t in figure.texts] + [
         t.get_text() for axes in figure.axes for t in axes.texts
@@ -71,6 +79,19 @@ def texts(figure):
 
 
 # --- every figure
+
+
+def test_large_photographs_are_stored_as_they_are_and_lines_in_few_bytes(noise):
+    figure = figures.compare({f"{i}": noise(3, 250, 250) for i in range(3)})
+    file, pixels, size = shown(figure)
+    assert file == figure.png()
+    assert pixels == size
+    lines = figures.curves({"a": (range(9), range(9)), "b": (range(9), range(9, 0, -1))}, "x", "y")
+    plain = io.BytesIO()
+    lines.savefig(plain, format="png", dpi=2 * figures.DPI)
+    assert len(lines.png(2)) < len(plain.getvalue()) / 2
+    assert np.abs(decode(lines.png(2)).astype(int) - decode(plain.getvalue())).max() <= 4
+
 
 FIGURES = {
     "compare": lambda x: figures.compare({"LR": x[:, ::2, ::2], "HR": x}, (4, 8, 8, 8)),
@@ -89,7 +110,10 @@ def test_a_figure_is_a_png_and_says_in_words_what_it_shows(name, noise):
     data, metadata = figure._repr_mimebundle_()
     assert isinstance(figure, matplotlib.figure.Figure)
     assert set(data) == {"image/png", "text/plain"}
-    assert base64.b64decode(data["image/png"]) == figure.png() == FIGURES[name](x).png()
+    file, pixels, size = shown(figure)
+    assert file == figure.png(2) == FIGURES[name](x).png(2)
+    assert pixels == (2 * size[0], 2 * size[1])
+    assert Image.open(io.BytesIO(figure.png())).size == size
     assert data["text/plain"] == metadata["image/png"]["alt"] == figure.alt
     assert figure.alt in repr(figure)
     assert decode(figure.png()).shape[:2] == tuple(reversed(figure.bbox.size.astype(int)))

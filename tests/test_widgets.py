@@ -219,6 +219,21 @@ def test_a_smaller_picture_is_enlarged_by_repeating_its_pixels(noise):
     )
 
 
+def test_large_pictures_are_seen_pixel_for_pixel_through_a_window_that_moves(noise):
+    a, b = noise(3, 60, 90), noise(3, 60, 90)
+    widget = widgets.Compare({"a": a, "b": b}, window=(20, 40))
+    assert not widget.across.disabled
+    assert not widget.down.disabled
+    widget.slider.value, widget.down.value, widget.across.value = 100, 100, 0
+    assert np.array_equal(decode(widget.still())[:, :-1], hwc(a)[40:, :39])
+    widget.zoom.value = 2  # the corner of the picture, not of the window
+    shown = np.kron(hwc(a)[50:, :20], np.ones((2, 2, 1)))
+    assert np.array_equal(decode(widget.still())[:, :-1], shown[:, :-1])
+    whole = widgets.Compare({"a": a, "b": b}, window=(100, 100))
+    assert whole.across.disabled
+    assert decode(whole.still()).shape == (60, 90, 3)
+
+
 def test_what_cannot_be_compared_is_refused(noise):
     for kind in (widgets.Compare, widgets.Lens):
         with pytest.raises(ValueError, match="at least two pictures, got 1"):
@@ -466,7 +481,7 @@ def test_the_panel_knows_the_games_columns(tmp_path):
 # --- Upload ---------------------------------------------------------------------------------------
 
 
-def upload(box, name, content):
+def upload(box, name, content, wait=True):
     file = {
         "name": name,
         "type": "image/png",
@@ -475,15 +490,22 @@ def upload(box, name, content):
         "last_modified": datetime.now(UTC),
     }
     box.upload.value = (file,)
+    if wait:
+        box.work.join(60)
+
+
+def downloaded(box):
+    return decode(
+        base64.b64decode(re.search(r'href="data:image/png;base64,([^"]+)"', box.link.value)[1])
+    )
 
 
 def test_a_photo_comes_back_four_times_as_large_with_a_link(photo, tmp_path):
     write_image(photo, tmp_path / "cat.png")
     box = widgets.UploadBox(zoo.load("bicubic"))
     upload(box, "../my <cat>.png", (tmp_path / "cat.png").read_bytes())
-    assert 'download="my &lt;cat&gt;-x4.png"' in box.view.value
-    link = re.search(r'href="data:image/png;base64,([^"]+)"', box.view.value)[1]
-    result = decode(base64.b64decode(link))
+    assert 'download="my &lt;cat&gt;-x4.png"' in box.link.value
+    result = downloaded(box)
     expected = (upsample(photo) * 255).round().byte()
     assert result.shape == (384, 512, 3)
     assert np.abs(result.astype(int) - hwc(expected)).max() <= 1
@@ -495,9 +517,8 @@ def test_of_a_large_photo_the_centre_is_taken_and_the_text_says_so(photo, tmp_pa
     write_image(photo, tmp_path / "cat.png")
     box = widgets.UploadBox(zoo.load("bicubic"), max_pixels=24 * 32)
     upload(box, "cat.png", (tmp_path / "cat.png").read_bytes())
-    link = re.search(r'href="data:image/png;base64,([^"]+)"', box.view.value)[1]
     expected = upsample(photo[:, 36:60, 48:80])
-    assert np.abs(decode(base64.b64decode(link)) / 255 - hwc(expected)).max() < 0.003
+    assert np.abs(downloaded(box) / 255 - hwc(expected)).max() < 0.003
     assert "Only the centre was taken from its 96 x 128 pixels" in box.status.value
     assert "srlab upscale cat.png" in box.status.value
 
@@ -508,4 +529,98 @@ def test_what_is_no_picture_is_one_sentence(content):
     upload(box, "notes.txt", content)
     assert box.status.value.startswith("notes.txt was not enlarged. notes.txt is ")
     assert "/tmp" not in box.status.value
-    assert box.view.value == ""
+    assert not box.view.children
+
+
+class Slow(torch.nn.Module):
+    """Repeats pixels, one tile each time that it is allowed to; scale and border of a generator."""
+
+    scale, receptive_radius = 4, 0
+
+    def __init__(self):
+        super().__init__()
+        self.allowed, self.begun, self.tiles = threading.Semaphore(0), threading.Semaphore(0), 0
+
+    def forward(self, lr):
+        self.begun.release()
+        assert self.allowed.acquire(timeout=60)
+        self.tiles += 1
+        return F.interpolate(lr, scale_factor=self.scale)
+
+
+@pytest.fixture
+def four_tiles(tmp_path):
+    """A photo that takes four tiles, as a file's content and as a tensor."""
+    pixels = torch.rand(3, 200, 230, generator=torch.Generator().manual_seed(0))
+    write_image(pixels, tmp_path / "noise.png")
+    return (tmp_path / "noise.png").read_bytes(), pixels
+
+
+def test_a_photo_is_enlarged_in_a_thread_and_shown_beside_bicubic_pixel_for_pixel(four_tiles):
+    content, pixels = four_tiles
+    box = widgets.UploadBox(network := Slow())
+    upload(box, "noise.png", content, wait=False)  # returns although no tile is done
+    assert network.begun.acquire(timeout=60)
+    assert box.status.value == "enlarging noise.png, 200 x 230 ..."
+    assert (box.bar.value, box.upload.disabled, box.button.disabled) == (0, True, False)
+    network.allowed.release()
+    assert network.begun.acquire(timeout=60)
+    assert box.bar.value == pytest.approx(192 * 192 / (200 * 230))
+    network.allowed.release(3)
+    box.work.join(60)
+    assert (box.bar.value, box.upload.disabled, box.button.disabled) == (1, False, True)
+
+    large = np.kron(hwc((pixels * 255).round().byte()), np.ones((4, 4, 1)))
+    assert np.array_equal(downloaded(box), large)
+    (compare,) = box.view.children
+    assert (compare.left.value, compare.right.value) == ("bicubic", "enlarged")
+    compare.slider.value, compare.down.value, compare.across.value = 0, 0, 100
+    (shown,) = pictures(compare.view.value).values()
+    height, width = shown.shape[:2]
+    assert (height, width) == (420, 840)
+    assert "width: 840px" in compare.view.value  # one screen pixel each
+    assert np.array_equal(shown[:, 1:], large[:height, -width + 1 :])
+
+    network.allowed.release(4)
+    upload(box, "noise.png", content)  # a second photo takes the first one's place
+    assert len(box.view.children) == 1
+    assert box.view.children != (compare,)
+    assert compare.comm is None
+
+
+def test_enlarging_a_photo_can_be_cancelled_and_begun_again(four_tiles):
+    content, _ = four_tiles
+    box = widgets.UploadBox(network := Slow())
+    upload(box, "noise.png", content, wait=False)
+    assert network.begun.acquire(timeout=60)
+    box.button.click()
+    network.allowed.release(4)
+    box.work.join(60)
+    assert network.tiles == 1
+    assert box.status.value == "noise.png was not enlarged: cancelled."
+    assert (box.bar.value, box.link.value, box.view.children) == (0, "", ())
+    network.allowed.release(1)  # three are left of those above
+    upload(box, "noise.png", content)
+    assert network.tiles == 5
+    assert "200 x 230 to 800 x 920 pixels" in box.status.value
+
+
+def test_a_network_that_fails_is_a_sentence_and_a_closed_box_falls_silent(four_tiles):
+    content, _ = four_tiles
+
+    class Broken(Slow):
+        def forward(self, lr):
+            raise RuntimeError("out of memory")
+
+    box = widgets.UploadBox(Broken())
+    upload(box, "noise.png", content)
+    assert box.status.value == "noise.png was not enlarged. out of memory"
+    assert not box.upload.disabled
+
+    box = widgets.UploadBox(network := Slow())
+    upload(box, "noise.png", content, wait=False)
+    assert network.begun.acquire(timeout=60)
+    box.close()
+    network.allowed.release(4)
+    box.work.join(60)
+    assert network.tiles == 1

@@ -7,24 +7,29 @@ says"::
     seed = 0
     pretrain_steps = None
 
-and the next cell asks for the whole picture::
+and the next cell begins the chapter with them::
 
-    settings = course.settings("02", profile=profile, seed=seed, pretrain_steps=pretrain_steps)
+    settings = course.begin("02", globals())
+
+A chapter that leaves something for later ones ends with ``settings.save(metrics, name=network)``.
 """
 
 import ast
 import difflib
 import json
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from srlab.course.order import explain_missing_names
-from srlab.course.paths import chapter_number, chapter_run, course_root, notebooks
+from srlab.course.paths import chapter_number, chapter_run, course_root, notebooks, write_json
 from srlab.errors import SrlabError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class SettingsError(SrlabError):
@@ -35,7 +40,8 @@ class Settings(SimpleNamespace):
     """Every setting of one chapter by its name, with ``chapter``, ``profile`` and ``run``.
 
     ``run`` is the folder of the chapter's results. It is printed as ``runs/<profile>/<NN>``
-    wherever it lies, so that the printed settings are the same on every computer.
+    wherever it lies, so that the printed settings are the same on every computer. ``device``,
+    which :func:`begin` adds, is not printed for the same reason.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -45,8 +51,56 @@ class Settings(SimpleNamespace):
 
     def __repr__(self) -> str:
         shown = {**vars(self), "run": f"runs/{self.profile}/{self.chapter}"}
+        shown.pop("device", None)
         width = max(map(len, shown))
         return "\n".join(f"{name:{width}} = {value}" for name, value in shown.items())
+
+    def save(self, metrics: dict[str, Any], **networks: "nn.Module") -> None:
+        """Leave ``metrics.json`` and a ``<name>.safetensors`` for each network in ``run``.
+
+        Later chapters and sweeps find them there.
+        """
+        from srlab.models import zoo
+
+        for name, network in networks.items():
+            zoo.save(network, self.run / f"{name}.safetensors")
+        write_json(self.run / "metrics.json", metrics)
+        files = ", ".join(f"{name}.safetensors" for name in networks)
+        print("saved", files + " and metrics.json" if files else "metrics.json")
+
+
+def begin(chapter: int | str, names: Mapping[str, Any]) -> Settings:
+    """All that a chapter needs before its first lesson: settings, a seed, a device, its folder.
+
+    Seeds torch, prints the versions that results depend on, and from then on a name that is
+    missing because a cell was skipped says which cell makes it.
+
+    Args:
+        chapter: its number.
+        names: the notebook's names, ``globals()``: those of its ``parameters`` cell are taken.
+
+    Returns:
+        :func:`settings` with ``device``, ``"cuda"`` where there is a GPU, else ``"cpu"``.
+
+    Raises:
+        SettingsError: as :func:`settings`, and if the chapter or its parameters cell is missing.
+    """
+    import torch
+
+    number = chapter_number(chapter)
+    notebook = next((path for path in notebooks() if path.name.startswith(number)), None)
+    parameters = declared(notebook) if notebook else []
+    if not parameters:
+        raise SettingsError(f"There is no chapter {number} with a parameters cell.")
+    for name in parameters:
+        if name not in names:
+            raise SettingsError(f"{name} is not set: run chapter {number}'s parameters cell first.")
+    chosen = settings(number, **{name: names[name] for name in parameters})
+    torch.manual_seed(chosen.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    threads = torch.get_num_threads()
+    print(f"torch {torch.__version__} on {device}, {threads} thread{'s' * (threads != 1)}")
+    return Settings(**vars(chosen), device=device)
 
 
 def settings(chapter: int | str, *, profile: str = "lite", **values: Any) -> Settings:

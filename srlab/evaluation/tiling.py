@@ -1,6 +1,6 @@
 """Super-resolve an image of any size in tiles, with the same result as in one piece."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,12 @@ from srlab.errors import SrlabError
 
 
 @torch.no_grad()
-def upscale(model: nn.Module, lr: Tensor, tile: int | None = 256) -> Tensor:
+def upscale(
+    model: nn.Module,
+    lr: Tensor,
+    tile: int | None = 256,
+    on_tile: Callable[[float], object] | None = None,
+) -> Tensor:
     """Run a generator in evaluation mode over an image.
 
     A tile is cut out together with a border as wide as the network sees
@@ -21,6 +26,8 @@ def upscale(model: nn.Module, lr: Tensor, tile: int | None = 256) -> Tensor:
         model: a generator with ``scale`` and ``receptive_radius``.
         lr: (N, 3, H, W) or (3, H, W) float RGB in [0, 1].
         tile: side of a tile in LR pixels, without its border; None takes the image whole.
+        on_tile: called after each tile with the share of the image that is done; an exception
+            that it raises ends the work.
 
     Returns:
         SR image, (N, 3, H * scale, W * scale) or without the N as the input was; not clamped.
@@ -30,16 +37,19 @@ def upscale(model: nn.Module, lr: Tensor, tile: int | None = 256) -> Tensor:
     """
     check_tile(tile)
     if lr.ndim == 3:
-        return upscale(model, lr[None], tile)[0]
+        return upscale(model, lr[None], tile, on_tile)[0]
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         if tile is None or max(lr.shape[-2:]) <= tile:
             return model(lr)
         n, c, height, width = lr.shape
-        sr = lr.new_empty(n, c, height * model.scale, width * model.scale)
+        sr, done = lr.new_empty(n, c, height * model.scale, width * model.scale), 0
         for top, left, part in tiles(model, lr, tile):
             sr[..., top : top + part.shape[-2], left : left + part.shape[-1]] = part
+            done += part[0, 0].numel()
+            if on_tile:
+                on_tile(done / sr[0, 0].numel())
         return sr
     finally:
         for module in training:  # some may have been frozen in evaluation mode

@@ -22,14 +22,18 @@ class Compare(Card):
         images: title -> picture, as in :func:`srlab.viz.figures.compare`: smaller ones (the LR)
             are enlarged to the size of the largest by repeating pixels. The first two are shown
             at the start.
+        window: (height, width): of larger pictures only so much is shown, pixel for pixel, and
+            the sliders move it.
 
     Raises:
         ValueError: fewer than two pictures.
     """
 
-    def __init__(self, images: Mapping[str, Tensor]):
+    def __init__(self, images: Mapping[str, Tensor], window: tuple[int, int] | None = None):
         self.pictures = _same_size(images, "Compare")
         titles = list(self.pictures)
+        self.size = self.pictures[titles[0]].shape[:2]
+        self.window = tuple(map(min, self.size, window or self.size))
         self.left = choice("left", titles, titles[0], "the picture left of the line")
         self.right = choice("right", titles, titles[1], "the picture right of the line")
         self.slider = slider("line at", 50, 0, 100, "where the line stands, in percent")
@@ -39,8 +43,8 @@ class Compare(Card):
             tooltip="how much both pictures are enlarged",
             layout=ipywidgets.Layout(width="380px"),
         )
-        self.across = slider("across", 50, 0, 100, "which part is enlarged: 0 left, 100 right")
-        self.down = slider("down", 50, 0, 100, "which part is enlarged: 0 top, 100 bottom")
+        self.across = slider("across", 50, 0, 100, "which part is shown: 0 left, 100 right")
+        self.down = slider("down", 50, 0, 100, "which part is shown: 0 top, 100 bottom")
         self.view = ipywidgets.HTML()
         inputs = self.left, self.right, self.slider, self.zoom, self.across, self.down
         for control in inputs:
@@ -71,17 +75,17 @@ class Compare(Card):
         return grid(pair, 2, names).png()
 
     def _zoomed(self, pixels: np.ndarray) -> np.ndarray:
-        """The chosen part of a picture at the size of the whole, by repeating pixels."""
+        """The chosen part of a picture at the size of the window, by repeating pixels."""
         for axis, place in enumerate((self.down.value, self.across.value)):
-            size = pixels.shape[axis]
-            part = math.ceil(size / self.zoom.value)
-            first = round((size - part) * place / 100)
-            pixels = pixels.take(first + np.arange(size) // self.zoom.value, axis)
+            part = math.ceil(self.window[axis] / self.zoom.value)
+            first = round((self.size[axis] - part) * place / 100)
+            pixels = pixels.take(first + np.arange(self.window[axis]) // self.zoom.value, axis)
         return pixels
 
     def _draw(self, change: object = None) -> None:
-        self.across.disabled = self.down.disabled = self.zoom.value == 1
-        height, width, _ = self.pictures[self.left.value].shape
+        still = self.zoom.value == 1 and self.window == self.size
+        self.across.disabled = self.down.disabled = still
+        height, width = self.window
         shown = min(width, 900)
         self.view.value = img(self.still(), self.alt, shown, round(height * shown / width))
 

@@ -21,11 +21,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
+from PIL import Image
 from torch import Tensor
 
 from srlab.data.images import luma, to_uint8
 
 DPI = 80
+LARGE = 150_000  # bytes of a figure with photographs above which it stays at one pixel to a pixel
 # Okabe and Ito's colours, which colour-blind readers can tell apart, less the yellow, which is
 # hard to see on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -78,15 +80,39 @@ class Figure(matplotlib.figure.Figure):
         with matplotlib.rc_context(STYLE):
             super().savefig(fname, **options)
 
-    def png(self) -> bytes:
-        """The figure as a PNG file; the same figure always gives the same bytes."""
+    def png(self, scale: int = 1) -> bytes:
+        """The figure as a PNG file; the same figure always gives the same bytes.
+
+        Args:
+            scale: pixels of the file to one of the figure.
+        """
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png", pil_kwargs={"compress_level": 9})
+        options = {"compress_level": 9}
+        self.savefig(buffer, format="png", dpi=scale * DPI, pil_kwargs=options)
+        if self._holds_photographs():
+            return buffer.getvalue()
+        # Lines and letters need few colours, and with a palette a third of the bytes.
+        few = {"method": Image.Quantize.MAXCOVERAGE, "dither": Image.Dither.NONE}
+        flat = Image.open(buffer).convert("RGB").quantize(256, **few)
+        buffer = io.BytesIO()
+        flat.save(buffer, format="png", optimize=True)
         return buffer.getvalue()
 
+    def _holds_photographs(self) -> bool:
+        images = [image for axes in self.axes for image in axes.images]
+        return any(image.get_array().ndim == 3 for image in images)
+
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
-        data = {"image/png": base64.b64encode(self.png()).decode(), "text/plain": self.alt}
-        return data, {"image/png": {"alt": self.alt}}
+        """Twice the pixels, for screens that have them, shown at the figure's own size.
+
+        A notebook must stay small enough to open: large photographs come as they are.
+        """
+        png = self.png(2)
+        if len(png) > LARGE and self._holds_photographs():
+            png = self.png()
+        data = {"image/png": base64.b64encode(png).decode(), "text/plain": self.alt}
+        width, height = self.bbox.size.astype(int).tolist()
+        return data, {"image/png": {"alt": self.alt, "width": width, "height": height}}
 
     def __repr__(self) -> str:
         return f"<Figure: {self.alt}>"
@@ -160,7 +186,11 @@ def compare(
             step = max(1, round(columns / image.shape[1]))
             image = image.repeat(step, 0).repeat(step, 1)
             extent = (0, columns, rows, 0)
-            whole.imshow(image, extent=extent, aspect="auto", interpolation="antialiased")
+            overview = image
+            if panel < image.shape[1]:  # no more pixels than a panel has: the detail shows the rest
+                shrunk = Image.fromarray(image).resize((panel, tall), Image.Resampling.HAMMING)
+                overview = np.asarray(shrunk)
+            whole.imshow(overview, extent=extent, aspect="auto", interpolation="antialiased")
             _write(figure, x, 15, title, weight="bold")
             if captions and title in captions:
                 _write(figure, x, 33, captions[title], color=GREY)

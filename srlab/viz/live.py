@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
-import torch
 from torch import Tensor, nn
 
+from srlab.data.degradation import resize
 from srlab.data.images import read_image, write_image
 from srlab.errors import SrlabError
 from srlab.evaluation.tiling import upscale
@@ -20,8 +20,12 @@ from srlab.training import rules
 from srlab.training.config import AdversarialConfig, PretrainConfig
 from srlab.training.monitor import read_log
 from srlab.training.run import Result
-from srlab.viz.card import Card, beside, choice, controls, data_uri, img, note, png, tile
+from srlab.viz.card import Card, beside, choice, controls, data_uri, note, png, tile
+from srlab.viz.compare import Compare
 from srlab.viz.figures import Figure, curves, picture
+
+TILE = 192  # LR pixels: a click on Cancel waits for one tile, a second or two
+WINDOW = 420, 840  # height and width of the enlarged photo that is seen at a time
 
 
 class TrainingPanel(Card):
@@ -191,18 +195,23 @@ class TrainingPanel(Card):
 
 
 class UploadBox(Card):
-    """A photo of your own in, the enlarged one out, to look at and to download.
+    """A photo of your own in, the enlarged one out, beside bicubic and to download.
+
+    The work is done in a thread, tile by tile: other cells run meanwhile, a bar tells how far it
+    is, and a button cancels it. The result is shown pixel for pixel, through a window to move.
 
     Args:
         model: a generator, see :func:`srlab.models.zoo.load`.
-        max_pixels: of a larger photo only the centre is enlarged, so that nobody waits for
-            minutes; the text says so and names the command for all of it.
+        max_pixels: of a larger photo only the centre is enlarged, so that the download stays
+            small enough for a notebook; the text says so and names the command for all of it.
     """
 
     alt = "A button to upload a photo, which comes back enlarged, with a link to download it"
 
     def __init__(self, model: nn.Module, max_pixels: int = 2**20):
         self.model, self.max_pixels = model, max_pixels
+        self.work: threading.Thread | None = None
+        self.cancelled = threading.Event()
         self.upload = ipywidgets.FileUpload(
             accept="image/*",
             description="Choose a photo",
@@ -210,26 +219,67 @@ class UploadBox(Card):
             layout=ipywidgets.Layout(width="200px"),
         )
         self.upload.observe(self._take, "value")
-        self.status = ipywidgets.HTML(f"{self.upload.tooltip}. It stays with this kernel.")
-        self.view = ipywidgets.HTML(
-            layout=ipywidgets.Layout(height="420px", border="1px dashed #999")
+        self.bar = ipywidgets.FloatProgress(
+            0, max=1, description="enlarged", tooltip="how much of the photo is enlarged"
         )
-        super().__init__(self.upload, self.status, self.view)
+        self.button = ipywidgets.Button(
+            description="Cancel",
+            icon="stop",
+            disabled=True,
+            tooltip="stop enlarging this photo",
+        )
+        self.button.on_click(self._cancel)
+        self.status = ipywidgets.HTML(f"{self.upload.tooltip}. It stays with this kernel.")
+        self.link = ipywidgets.HTML(layout=ipywidgets.Layout(min_height="32px"))
+        self.view = ipywidgets.VBox(
+            layout=ipywidgets.Layout(min_height="420px", border="1px dashed #999")
+        )
+        inputs = controls(self.upload, self.bar, self.button)
+        super().__init__(inputs, self.status, self.link, self.view)
 
     def still(self) -> bytes:
         return note("Run this cell in Jupyter to enlarge a photo of your own.", self.alt).png()
 
+    def close(self) -> None:
+        self.cancelled.set()
+        super().close()
+
     def _take(self, change: object) -> None:
-        if not self.upload.value:
+        if not self.upload.value or self.upload.disabled:
             return
         file = self.upload.value[0]
         self.upload.value = ()  # the same file can be chosen again
+        self.upload.disabled, self.button.disabled = True, False
+        self.cancelled.clear()
+        self._clear()
         name = Path(file["name"].replace("\\", "/")).name or "photo"
+        job = name, bytes(file["content"])
+        self.work = threading.Thread(target=self._run, args=job, daemon=True)
+        self.work.start()
+
+    def _cancel(self, button: object = None) -> None:
+        self.cancelled.set()
+        self.button.disabled = True
+        self.status.value = "stopping after this tile"
+
+    def _clear(self) -> None:
+        self.bar.value, self.link.value = 0, ""
+        shown, self.view.children = self.view.children, ()
+        for card in shown:
+            card.close()
+
+    def _run(self, name: str, content: bytes) -> None:
+        """Enlarge a photo, in a thread of its own; whatever goes wrong becomes a sentence."""
         try:
-            self._enlarge(name, bytes(file["content"]))
-        except (SrlabError, RuntimeError, MemoryError) as error:
-            self.view.value = ""
+            self._enlarge(name, content)
+        except _Cancelled:
+            self._clear()
+            self.status.value = escape(f"{name} was not enlarged: cancelled.")
+        except Exception as error:  # a thread has nobody to raise it to
+            self._clear()
             self.status.value = escape(f"{name} was not enlarged. {error or type(error).__name__}")
+        finally:
+            self.upload.disabled, self.button.disabled = False, True
 
     def _enlarge(self, name: str, content: bytes) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -239,34 +289,40 @@ class UploadBox(Card):
                 lr = read_image(path)
             except (SrlabError, OSError) as error:
                 raise SrlabError(str(error).replace(f"{folder}/", "")) from error
-            height, width = lr.shape[-2:]
+            before = lr.shape[-2:]
             lr, hint = self._centre(lr), ""
-            if lr.shape[-2:] != (height, width):
+            if lr.shape[-2:] != before:
                 hint = (
-                    f" Only the centre was taken from its {height} x {width} pixels; for all of "
-                    f"it run: srlab upscale {name}"
+                    f" Only the centre was taken from its {before[0]} x {before[1]} pixels; for "
+                    f"all of it run: srlab upscale {name}"
                 )
             self.status.value = escape(f"enlarging {name}, {lr.shape[1]} x {lr.shape[2]} ...")
             begin = time.perf_counter()
             parameter = next(self.model.parameters(), lr)
-            sr = upscale(self.model, lr.to(parameter)).float().cpu()
+            sr = upscale(self.model, lr.to(parameter), TILE, self._told).float().cpu()
             seconds = time.perf_counter() - begin
+            bicubic = resize(lr, self.model.scale)
+            self._told(1)
             write_image(sr, Path(folder) / "sr.png")
             result = (Path(folder) / "sr.png").read_bytes()
-        height, width = sr.shape[-2:]
-        factor = min(1, 640 / width, 380 / height)
-        size = round(width * factor), round(height * factor)
-        preview = torch.nn.functional.interpolate(sr[None], size[::-1], mode="area")[0]
-        title = f"{Path(name).stem}-x{self.model.scale}.png"
-        self.view.value = img(png(picture(preview)), f"{name}, enlarged", *size) + (
-            f'<p><a download="{escape(title)}" href="{data_uri(result)}" '
-            f'style="text-decoration: underline">Download {escape(title)}</a> '
-            f"({len(result) / 1e6:.1f} MB)</p>"
+        compared = Compare({"bicubic": bicubic, "enlarged": sr}, WINDOW)
+        self._told(1)
+        self.view.children = (compared,)
+        title = escape(f"{Path(name).stem}-x{self.model.scale}.png")
+        self.link.value = (
+            f'<a download="{title}" href="{data_uri(result)}" style="text-decoration: underline">'
+            f"Download {title}</a> ({len(result) / 1e6:.1f} MB)"
         )
-        before = f"{lr.shape[1]} x {lr.shape[2]}"
+        (low, wide), (height, width) = lr.shape[-2:], sr.shape[-2:]
         self.status.value = escape(
-            f"{name}: {before} to {height} x {width} pixels in {seconds:.1f} s.{hint}"
+            f"{name}: {low} x {wide} to {height} x {width} pixels in {seconds:.1f} s.{hint}"
         )
+
+    def _told(self, share: float) -> None:
+        """Move the bar; called after each tile."""
+        if self.cancelled.is_set():
+            raise _Cancelled
+        self.bar.value = share
 
     def _centre(self, lr: Tensor) -> Tensor:
         height, width = lr.shape[-2:]
@@ -274,6 +330,10 @@ class UploadBox(Card):
         h, w = (max(1, int(n * factor)) for n in (height, width))
         top, left = (height - h) // 2, (width - w) // 2
         return lr[:, top : top + h, left : left + w]
+
+
+class _Cancelled(Exception):
+    """Somebody pressed Cancel."""
 
 
 def _clock(seconds: float) -> str:
