@@ -16,7 +16,7 @@ help:
 	@echo "make course   run all chapters, write them to runs/$(PROFILE)/ (PROFILE=smoke, lite or full)"
 	@echo "make test     lint, unit tests, then every chapter against its stored outputs"
 	@echo "make lab      open the chapters in JupyterLab"
-	@echo "make site     render the stored chapters to site/, a static web site with a search"
+	@echo "make site     render the stored chapters and the docstrings to site/, a static web site"
 	@echo "make bench    measure this machine: crops and training patches a second"
 	@echo "make soak     kill, starve and damage for 15 minutes, and count what is lost (MINUTES=3 for less)"
 	@echo "make figures  rebuild figures/"
@@ -38,7 +38,8 @@ lab: $(VENV)/ready
 	@$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb
 
 site: $(VENV)/ready
-	@$(BIN)/srlab course site
+	@$(BIN)/python -m sphinx -q -W --keep-going -d build/site docs site
+	@echo "Open site/index.html"
 
 bench: $(VENV)/ready
 	@$(BIN)/srlab bench

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from srlab.errors import SrlabError
+from srlab.errors import SrlabError, require
 from srlab.files import only_here, printable
 
 app = typer.Typer(
@@ -496,6 +496,7 @@ def sweep(
     """
     from srlab.studies.sweep import run_sweep
 
+    require("course", "optuna", "papermill")
     run_sweep(spec, out, jobs, ray)
 
 
@@ -578,16 +579,6 @@ def course_refresh(
 
     for notebook in refresh(chapter or None):
         print(f"stored {notebook.name} ({notebook.stat().st_size / 1e6:.2f} MB)")
-
-
-@course_app.command("site")
-def course_site(
-    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("site"),
-) -> None:
-    """Render the stored chapters to a static web site with navigation and a search."""
-    from srlab.course.site import build_site
-
-    print(f"Open {build_site(out)}")
 
 
 def _parameters(pairs: list[str]) -> dict[str, Any]:

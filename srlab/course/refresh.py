@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from srlab.course import paths
-from srlab.course.pages import make_static
 from srlab.course.run import run_course
 from srlab.course.settings import read_profile
 
@@ -81,6 +80,13 @@ def normalised(notebook: Any) -> Any:
                 output.data["image/png"] = packed(picture)
     notebook.cells = cells
     return notebook
+
+
+def make_static(output: Any) -> bool:
+    """Take the live widget from an output; is anything left to look at?"""
+    data = output.get("data", {})
+    live = data.pop("application/vnd.jupyter.widget-view+json", None)
+    return live is None or any(k == "text/html" or k.startswith("image/") for k in data)
 
 
 def packed(png: str) -> str:

@@ -134,7 +134,7 @@ def load_external(path: str | Path) -> External | SRGAN:
     except ImportError as error:
         raise ExternalError(
             f"{path} may be another project's network, which needs spandrel: "
-            "`pip install spandrel`, then try again."
+            '`pip install "srlab[external]"`, then try again.'
         ) from error
     try:
         with warnings.catch_warnings():  # about the code of its networks, to which nobody can react

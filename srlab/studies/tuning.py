@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from srlab.data.bank import PatchBank
 from srlab.data.degradation import crop_to_multiple, downsample
 from srlab.data.images import read_image
-from srlab.errors import SrlabError
+from srlab.errors import SrlabError, require
 from srlab.evaluation import protocol
 from srlab.evaluation.tiling import upscale
 from srlab.losses import Perceptual
@@ -215,6 +215,7 @@ def search(
     Raises:
         TuningError: a range is no range, or the folder holds a study of other ranges.
     """
+    require("course", "optuna")
     import optuna
 
     pruner = optuna.pruners.MedianPruner(n_startup_trials=startup)
@@ -260,6 +261,7 @@ def open_study(
     Raises:
         TuningError: a range is no range, or the journal is that of another study.
     """
+    require("course", "optuna")
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -306,6 +308,7 @@ def importance(
     """
     import warnings
 
+    require("course", "optuna")
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
