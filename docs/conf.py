@@ -119,16 +119,20 @@ def describe(app, doctree: nodes.document) -> None:
             log.warning("a picture without alternative text", location=picture)
 
 
+def mathml(tex: str, block: bool) -> str:
+    """A formula as MathML, which browsers draw without a script; raises MathError."""
+    tex = re.sub(r"\\t?frac(\d)(\d)", r"\\frac{\1}{\2}", tex).replace(r"\dots", r"\ldots")
+    return tex2mathml(tex.strip(), as_block=block)
+
+
 def visit_math(self, node: nodes.Element) -> None:
-    """A formula as MathML, which browsers draw without a script."""
-    tex = re.sub(r"\\t?frac(\d)(\d)", r"\\frac{\1}{\2}", node.astext()).replace(r"\dots", r"\ldots")
     block = isinstance(node, nodes.math_block)
     try:
-        mathml = tex2mathml(tex, as_block=block)
+        drawn = mathml(node.astext(), block)
     except MathError as error:
-        log.warning("%s: %s", tex, error, location=node)
+        log.warning("%s: %s", node.astext(), error, location=node)
     else:
-        self.body.append(f'<div class="formula">{mathml}</div>' if block else mathml)
+        self.body.append(f'<div class="formula">{drawn}</div>' if block else drawn)
     raise nodes.SkipNode
 
 

@@ -219,7 +219,7 @@ def train(
     }
     if critic_lr is not None and not recipe.is_game:
         raise SrlabError(f"--critic-lr: {model} has no critic.")
-    chosen = {
+    chosen: dict[str, Any] = {
         "steps": given.get("steps", 1000) if steps is None else steps,
         "batch_size": given.get("batch_size") if batch_size is None else batch_size,
         "patch_size": given.get("patch_size", 24) if patch_size is None else patch_size,
@@ -238,6 +238,7 @@ def train(
     speaks = fabric.global_rank == 0
     held_out = find(validate)
     packed = len(data) == 1 and shards.is_pack(data[0])
+    bank: Any
     if packed:
         bank = shards.ShardBank(data[0], fabric.device, seed, verify=speaks, progress=speaks)
     else:

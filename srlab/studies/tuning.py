@@ -167,7 +167,7 @@ def suggest(trial: "optuna.Trial", ranges: Ranges) -> dict[str, Any]:
 def check_range(name: str, allowed: Any) -> None:
     """Raise :class:`TuningError` for what is neither a list of values nor low and high."""
     if isinstance(allowed, Mapping):
-        numbers = [allowed.get("low"), allowed.get("high")]
+        numbers: list[Any] = [allowed.get("low"), allowed.get("high")]
         real = all(isinstance(x, int | float) and not isinstance(x, bool) for x in numbers)
         if real and allowed.keys() <= {"low", "high", "log"} and numbers[0] < numbers[1]:
             if allowed.get("log") and numbers[0] <= 0:
@@ -349,15 +349,15 @@ def rank_correlation(
     """
     from scipy.stats import rankdata
 
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    if a.shape != b.shape or a.ndim != 1 or len(a) < 3:
+    first, second = np.asarray(a, float), np.asarray(b, float)
+    if first.shape != second.shape or first.ndim != 1 or len(first) < 3:
         raise TuningError(
             f"a rank correlation needs two scores of each of at least three settings, "
-            f"got shapes {a.shape} and {b.shape}."
+            f"got shapes {first.shape} and {second.shape}."
         )
 
     def correlation(rows: np.ndarray) -> np.ndarray:
-        x, y = (rankdata(v[rows], axis=-1) for v in (a, b))
+        x, y = (rankdata(v[rows], axis=-1) for v in (first, second))
         x, y = (v - v.mean(-1, keepdims=True) for v in (x, y))
         with np.errstate(invalid="ignore"):  # all drawn alike: no correlation to speak of
             return (x * y).sum(-1) / np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
