@@ -8,15 +8,19 @@ MINUTES ?= 15
 # The first Python from 3.11 to 3.13 that is installed; `make PYTHON=/path/to/python` overrides.
 PYTHON  ?= $(firstword $(foreach p,python3.12 python3.13 python3.11 python3 python,$(shell \
 	$(p) -c 'import sys; (3,11) <= sys.version_info[:2] <= (3,13) and print("$(p)")' 2>/dev/null)))
+# Tests of what the lesson is about, without trainings, subprocesses and downloads.
+FAST := bank config critics degradation grow interpolation losses metrics order progress protocol \
+	recipes scores state statistics tiling
 CHAPTERS := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 
-.PHONY: help course test lab site bench soak figures refresh format lock clean
+.PHONY: help course check lint test lab site bench soak figures refresh format lock clean
 
 help:
 	@echo "make course   run all chapters, write them to runs/$(PROFILE)/ (PROFILE=smoke, lite or full)"
-	@echo "make test     lint, unit tests, then every chapter against its stored outputs"
+	@echo "make check    lint, types and the lesson's own tests, in under a minute"
+	@echo "make test     lint, types, unit tests, then every chapter against its stored outputs"
 	@echo "make lab      open the chapters in JupyterLab"
-	@echo "make site     render the stored chapters to site/, a static web site with a search"
+	@echo "make site     render the stored chapters and the docstrings to site/, a static web site"
 	@echo "make bench    measure this machine: crops and training patches a second"
 	@echo "make soak     kill, starve and damage for 15 minutes, and count what is lost (MINUTES=3 for less)"
 	@echo "make figures  rebuild figures/"
@@ -27,10 +31,16 @@ course: $(VENV)/ready
 	@echo "Running all chapters, profile $(PROFILE): about 13 minutes on two CPU cores for lite, 4 for smoke."
 	@$(BIN)/srlab course run --profile $(PROFILE)
 
-test: $(VENV)/ready
-	@echo "Linting, unit tests, then every chapter against its stored outputs: about 20 minutes on two cores."
+check: lint
+	@$(BIN)/python -m pytest -q $(FAST:%=tests/test_%.py)
+
+lint: $(VENV)/ready
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test: lint
+	@echo "Unit tests, then every chapter against its stored outputs: about 20 minutes on two cores."
 	@$(BIN)/python -m pytest -q --nbval --nbval-current-env --nbval-cell-timeout=900 \
 		--nbval-sanitize-with tests/nbval_sanitize.cfg tests $(CHAPTERS)
 
@@ -38,7 +48,8 @@ lab: $(VENV)/ready
 	@$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb
 
 site: $(VENV)/ready
-	@$(BIN)/srlab course site
+	@$(BIN)/python -m sphinx -q -W --keep-going -d build/site docs site
+	@echo "Open site/index.html"
 
 bench: $(VENV)/ready
 	@$(BIN)/srlab bench

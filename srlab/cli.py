@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from srlab.errors import SrlabError
+from srlab.errors import SrlabError, require
 from srlab.files import only_here, printable
 
 app = typer.Typer(
@@ -219,7 +219,7 @@ def train(
     }
     if critic_lr is not None and not recipe.is_game:
         raise SrlabError(f"--critic-lr: {model} has no critic.")
-    chosen = {
+    chosen: dict[str, Any] = {
         "steps": given.get("steps", 1000) if steps is None else steps,
         "batch_size": given.get("batch_size") if batch_size is None else batch_size,
         "patch_size": given.get("patch_size", 24) if patch_size is None else patch_size,
@@ -238,6 +238,7 @@ def train(
     speaks = fabric.global_rank == 0
     held_out = find(validate)
     packed = len(data) == 1 and shards.is_pack(data[0])
+    bank: Any
     if packed:
         bank = shards.ShardBank(data[0], fabric.device, seed, verify=speaks, progress=speaks)
     else:
@@ -496,6 +497,7 @@ def sweep(
     """
     from srlab.studies.sweep import run_sweep
 
+    require("course", "optuna", "papermill")
     run_sweep(spec, out, jobs, ray)
 
 
@@ -578,16 +580,6 @@ def course_refresh(
 
     for notebook in refresh(chapter or None):
         print(f"stored {notebook.name} ({notebook.stat().st_size / 1e6:.2f} MB)")
-
-
-@course_app.command("site")
-def course_site(
-    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("site"),
-) -> None:
-    """Render the stored chapters to a static web site with navigation and a search."""
-    from srlab.course.site import build_site
-
-    print(f"Open {build_site(out)}")
 
 
 def _parameters(pairs: list[str]) -> dict[str, Any]:

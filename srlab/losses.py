@@ -150,7 +150,7 @@ def gradient_norms(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tenso
 
 
 def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
-    """E[(|gradient| - 1)^2], to be weighted with lambda = 10.
+    """E[(norm of the gradient - 1)^2], to be weighted with lambda = 10.
 
     Gulrajani et al. 2017, arXiv:1704.00028, equation 3. The critic must not hold batch norm: with
     it a picture's score depends on the rest of the batch, and there is no gradient of one picture.

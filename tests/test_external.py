@@ -207,7 +207,7 @@ def test_without_spandrel(tmp_path, monkeypatch):
         return real(name, *arguments)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ExternalError, match="pip install spandrel"):
+    with pytest.raises(ExternalError, match=r'pip install "srlab\[external\]"'):
         load_external(file)
 
 

@@ -1,73 +1,67 @@
-"""The static site: pages that link up, a search that finds, and a broken link that is named."""
+"""The web site: a small course built by docs/conf.py, and what the real chapters need of it."""
 
-import json
+import base64
+import io
 import re
+import runpy
+import shutil
+from pathlib import Path
 
 import nbformat
-import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
+from sphinx.cmd.build import build_main
 
-from srlab.course.paths import CourseError
-from srlab.course.site import broken_links, build_site
-
-
-@pytest.fixture
-def course_root(tmp_path, monkeypatch):
-    root = tmp_path / "clone"
-    (root / "notebooks/profiles").mkdir(parents=True)
-    write(
-        root,
-        "00_start.ipynb",
-        "# 00 Start\nSee [the next](01_data.ipynb).\n\n## First steps\nA zebra.",
-    )
-    write(root, "01_data.ipynb", "# 01 Data & more\n## Crops\nAligned crops of $x^2$ pixels.")
-    (root / "notebooks/glossary.md").write_text("# Glossary\n\n## Pictures\nHR, LR.\n")
-    monkeypatch.setenv("SRLAB_COURSE", str(root))
-    return root
+CLONE = Path(__file__).parents[1]
+CODE_OR_FORMULA = re.compile(r"```.*?```|`[^`\n]*`|\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)
 
 
-def write(root, name, text):
-    code = new_code_cell("print('secretword')", metadata={"tags": ["from-scratch"]})
-    notebook = new_notebook(cells=[new_markdown_cell(text), code])
-    nbformat.write(notebook, root / "notebooks" / name)
+def build(root, text):
+    """Two chapters, the first with a text, a picture and a result; (exit status, page)."""
+    (root / "notebooks").mkdir()
+    (root / "docs").mkdir()
+    for name in ("conf.py", "page.css"):
+        shutil.copy(CLONE / "docs" / name, root / "docs")
+    chapters = "notebooks/00_start\nnotebooks/01_data\nnotebooks/glossary\n"
+    (root / "docs/index.md").write_text(f"# Course\n```{{toctree}}\n{chapters}```\n")
+    (root / "notebooks/glossary.md").write_text("# Glossary\n")
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, format="png")
+    data = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": "A cup"}
+    shown = new_output("display_data", data=data)
+    printed = new_output("stream", name="stdout", text="as it was stored\n")
+    code = new_code_cell("raise SystemExit", outputs=[shown, printed], execution_count=1)
+    for name, prose in (("00_start", text), ("01_data", "# 01 Data\n## Crops\nSmall.")):
+        notebook = new_notebook(cells=[new_markdown_cell(prose), code])
+        nbformat.write(notebook, root / "notebooks" / f"{name}.ipynb")
+    source, target = str(root / "docs"), str(root / "site")
+    status = build_main(["-q", "-W", "-D", "exclude_patterns=api/*", source, target])
+    page = root / "site/notebooks/00_start.html"
+    return status, page.read_text(encoding="utf-8") if page.is_file() else ""
 
 
-def test_pages_link_to_each_other_and_need_no_network(course_root, tmp_path):
-    index = build_site(tmp_path / "site")
-    pages = {path.name: path.read_text() for path in (tmp_path / "site").glob("*.html")}
-    assert pages.keys() == {"index.html", "00_start.html", "01_data.html", "glossary.html"}
-    assert index.name == "index.html"
-    assert 'href="01_data.html">the next</a>' in pages["00_start.html"]
-    assert "01 Data &amp; more</a> →" in pages["00_start.html"]
-    assert '← <a href="00_start.html"' in pages["01_data.html"]
-    assert 'aria-current="page">01 Data &amp; more' in pages["01_data.html"]
-    assert "<math" in pages["01_data.html"]
-    for text in pages.values():
-        assert "prefers-color-scheme: dark" in text
-        assert not re.search(r'(?:src|href)="https?:', text)
+def test_a_page_shows_what_was_stored_and_needs_no_network(tmp_path):
+    text = "# 00 Start\nSee [crops](01_data.ipynb#crops) of $x^2$ pixels."
+    status, page = build(tmp_path, text)
+    assert status == 0
+    assert 'href="01_data.html#crops"' in page
+    assert re.search(r'<img alt="A cup"', page)
+    assert "as it was stored" in page
+    assert "<msup>" in page
+    assert not re.search(r'<(?:script|link|img)[^>]*(?:src|href)="(?:https?:)?//', page)
+    assert (tmp_path / "site/searchindex.js").is_file()
 
 
-def test_the_search_knows_prose_by_section_and_no_code(course_root, tmp_path):
-    index = build_site(tmp_path / "site").read_text()
-    data = re.search(r'id="sections">(.*?)</script>', index, re.DOTALL)[1]
-    sections = {s["href"]: s for s in json.loads(data)}
-    steps = sections["00_start.html#First-steps"]
-    assert steps["heading"] == "First steps"
-    assert steps["text"] == "A zebra."
-    assert sections["01_data.html#01-Data-&amp;-more"]["chapter"] == "01 Data & more"
-    assert "secretword" not in data
+def test_a_link_that_leads_nowhere_stops_the_build(tmp_path):
+    status, _ = build(tmp_path, "# 00 Start\n[gone](07_nowhere.ipynb)")
+    assert status != 0
 
 
-@pytest.mark.parametrize("target", ["07_nowhere.ipynb", "01_data.ipynb#Flips", "#Nothing"])
-def test_a_link_that_leads_nowhere_is_named(course_root, tmp_path, target):
-    write(course_root, "00_start.ipynb", f"# 00 Start\n[gone]({target})")
-    with pytest.raises(CourseError, match=r"lead nowhere: 00_start\.html"):
-        build_site(tmp_path / "site")
-
-
-def test_links_of_other_kinds_are_left_alone(tmp_path):
-    (tmp_path / "a.html").write_text(
-        '<a href="https://doi.org/x"></a> <a href="b.ipynb"></a> <a href="#here" id="here"></a>'
-    )
-    (tmp_path / "b.ipynb").write_text("{}")
-    assert broken_links(tmp_path) == []
+def test_every_formula_can_be_drawn():
+    mathml = runpy.run_path(str(CLONE / "docs/conf.py"))["mathml"]
+    for path in sorted((CLONE / "notebooks").glob("*.ipynb")):
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "markdown":
+                for block, inline in CODE_OR_FORMULA.findall(cell.source):
+                    if block or inline:
+                        assert "<math" in mathml(block or inline, bool(block)), path

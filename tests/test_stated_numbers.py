@@ -48,7 +48,7 @@ def readme_rows():
 
 def section(name):
     """A model's card."""
-    cards = (ROOT / "srlab" / "weights" / "README.md").read_text(encoding="utf-8")
+    cards = (ROOT / "srlab" / "models" / "weights" / "README.md").read_text(encoding="utf-8")
     found = re.search(rf"^## {re.escape(name)}$(.*?)(?=^## |\Z)", cards, re.M | re.S)
     assert found, f"srlab/models/weights/README.md has no section {name}"
     return found.group(1)

@@ -66,8 +66,8 @@ class Timing:
 class Constant:
     """A bank that hands out the same batch for ever: what data would cost if it cost nothing."""
 
-    def __init__(self, bank: PatchBank, *shape: int):
-        self.pair = bank.batch(*shape)
+    def __init__(self, bank: PatchBank, batch_size: int, patch_size: int):
+        self.pair = bank.batch(batch_size, patch_size)
         self.generator = torch.Generator()
 
     def batch(self, *_: Any) -> tuple[Tensor, Tensor]:
@@ -199,16 +199,17 @@ class _Job:
         self, precision: str, engine: Engine, steps: int, bank: Any, on_step: Callable[..., Any]
     ) -> None:
         batch_size, patch_size = self.shape
-        settings = {
+        settings: dict[str, Any] = {
             "steps": steps, "batch_size": batch_size, "patch_size": patch_size, "log_every": 1000,
             "validate_every": 0, "checkpoint_every": 0,
         }  # fmt: skip
         if not self.game:
             settings["optimizer"] = "adam"  # so that the arithmetic counted is the network's
+        feed: Any = bank if engine.channels_last else RowByRow(bank)
         with tempfile.TemporaryDirectory() as folder:
             recipes.train(
                 "wdrn-vgg-wgan" if self.game else self.model,
-                bank if engine.channels_last else RowByRow(bank), folder,
+                feed, folder,
                 generator=zoo.build(self.model), settings=settings, on_step=on_step,
                 fabric=default_fabric(self.device.type, precision), engine=engine, progress=False,
             )  # fmt: skip

@@ -21,7 +21,7 @@ def explain_missing_names(notebook: Path) -> None:
     def explain(
         shell: Any, kind: type, error: NameError, trace: Any, tb_offset: Any = None
     ) -> None:
-        first = cell_that_makes(error.name, notebook)
+        first = cell_that_makes(error.name or "", notebook)
         if first:
             error.args = (
                 f"`{error.name}` is made in an earlier cell. Run this one first: {first}",

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from srlab.course import paths
-from srlab.course.pages import make_static
 from srlab.course.run import run_course
 from srlab.course.settings import read_profile
 
@@ -83,6 +82,13 @@ def normalised(notebook: Any) -> Any:
     return notebook
 
 
+def make_static(output: Any) -> bool:
+    """Take the live widget from an output; is anything left to look at?"""
+    data = output.get("data", {})
+    live = data.pop("application/vnd.jupyter.widget-view+json", None)
+    return live is None or any(k == "text/html" or k.startswith("image/") for k in data)
+
+
 def packed(png: str) -> str:
     """The same pixels in fewer bytes: base64 of a PNG file in, and out.
 
@@ -91,7 +97,7 @@ def packed(png: str) -> str:
     """
     from PIL import Image
 
-    image = Image.open(io.BytesIO(base64.b64decode(png)))
+    image: Image.Image = Image.open(io.BytesIO(base64.b64decode(png)))
     if image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255):
         image = image.convert("RGB")
     buffer = io.BytesIO()

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from srlab.course import paths
-from srlab.course.pages import duration, write_index, write_page
 from srlab.course.paths import CourseError
+from srlab.course.report import duration, write_index, write_page
 from srlab.course.settings import check_type, declared, read_profile, refuse_unknown
+from srlab.errors import require
 from srlab.files import only_here
 
 
@@ -70,6 +71,7 @@ def run_course(
         CourseError: a chapter failed. Its notebook up to the failing cell, its page and the index
             are there, and the chapters after it were not run.
     """
+    require("course", "ipykernel", "nbconvert", "papermill")
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
@@ -120,12 +122,7 @@ def run_course(
                 console.print(f"{chapter!s:{width}}   {entry['status']} in {took}")
                 paths.write_json(folder / "times.json", times)
                 if html:
-                    pages = {
-                        str(c): c.notebook.stem
-                        for c in course
-                        if c in selected or (folder / c.notebook.name).is_file()
-                    }
-                    write_page(chapter.notebook, folder, str(chapter), pages)
+                    write_page(folder / chapter.notebook.name, chapter.notebook.parent)
                     write_index(
                         folder, {str(c): (c.notebook.stem, times.get(c.number)) for c in course}
                     )

@@ -243,7 +243,7 @@ def _injected() -> list[str]:
 
 
 def _assigned(source: str) -> list[str]:
-    targets = []
+    targets: list[Any] = []
     for node in ast.parse(source).body:
         targets += node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
     return [target.id for target in targets if isinstance(target, ast.Name)]

@@ -68,11 +68,11 @@ def _statement(code: str, beginning: str, name: str) -> str:
 
 def _without_docstring(code: str, is_module: bool) -> str:
     tree = ast.parse(code)
-    body = tree.body if is_module else tree.body[0].body
-    first = body[0]
-    if ast.get_docstring(tree if is_module else tree.body[0]) is None or len(body) == 1:
+    owner: Any = tree if is_module else tree.body[0]
+    if ast.get_docstring(owner) is None or len(owner.body) == 1:
         return code
     lines = code.splitlines()
+    first = owner.body[0]
     # With the docstring goes the blank line below it.
     below = next(n for n in range(first.end_lineno, len(lines)) if lines[n].strip())
     return "\n".join(lines[: first.lineno - 1] + lines[below:])

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +21,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from srlab.data.degradation import crop_to_multiple, downsample, resize
-from srlab.errors import SrlabError
 from srlab.data.images import read_image_u8, to_float, to_uint8
+from srlab.errors import SrlabError
 
 CELL = 8  # side, in LR pixels, of the squares whose detail is measured
 
@@ -84,7 +85,7 @@ class PatchBank:
                 rows = slice(top * scale, (top + h) * scale)
                 columns = slice(left * scale, (left + w) * scale)
                 self.hr_atlas[rows, columns] = pack_pixels(hr)
-        self.cells = self._measure_detail() if detail else None
+        self.cells: Any = self._measure_detail() if detail else None
         self._place()
 
     @classmethod

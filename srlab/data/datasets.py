@@ -15,14 +15,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
 from srlab.data.download import DownloadError, download, require_space
+from srlab.data.images import IMAGE_SUFFIXES, ImageError, list_images
 from srlab.errors import SrlabError
 from srlab.files import only_here
-from srlab.data.images import IMAGE_SUFFIXES, ImageError, list_images
 
 
 class DatasetError(SrlabError):
@@ -54,7 +54,7 @@ class ImageSet:
 
 _DIV2K = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
 # The archive of the EDSR paper (Lim et al. 2017) holds the four usual test sets.
-_EDSR = {
+_EDSR: dict[str, Any] = {
     "url": "https://cv.snu.ac.kr/research/EDSR/benchmark.tar",
     "size": "250 MB",
     "checksum": "md5:4ace41d33c2384b97e6b320cd0afd6ba",
@@ -81,9 +81,9 @@ def _photos(name: str, use: str, licence: str, *files: str) -> ImageSet:
 
 def _div2k(part: str, count: int, size: str, checksum: str) -> ImageSet:
     title, folder = f"DIV2K {part} (Agustsson and Timofte 2017)", f"DIV2K_{part}_HR"
-    where = {"url": f"{_DIV2K}{folder}.zip", "member": folder, "folders": (folder,)}
-    what = {"size": size, "checksum": checksum}
-    return ImageSet(f"div2k-{part}", title, count, _RESEARCH, _DIV2K, **where, **what)
+    where: dict[str, Any] = {"url": f"{_DIV2K}{folder}.zip", "member": folder, "folders": (folder,)}
+    where |= {"size": size, "checksum": checksum}
+    return ImageSet(f"div2k-{part}", title, count, _RESEARCH, _DIV2K, **where)
 
 
 def _benchmark(title: str, count: int, licence: str, homepage: str, *folders: str) -> ImageSet:
@@ -137,7 +137,7 @@ def find(name: str | Path) -> list[Path]:
         DatasetError: no such set or folder, a folder without images, or a set that is not on this
             machine or incomplete.
     """
-    if image_set := DATASETS.get(name):
+    if image_set := DATASETS.get(str(name)):
         folder, images = _locate(image_set, data_folders())
         if len(images) < image_set.needed:
             raise _absent(image_set, folder, len(images))
@@ -302,7 +302,7 @@ class _Member(NamedTuple):
     path: PurePosixPath
     nbytes: int
     plain: bool  # neither a link nor a device
-    open: Callable[[], IO[bytes]]
+    open: Callable[[], Any]  # a binary file to read
 
 
 @contextmanager
@@ -317,10 +317,10 @@ def _opened(archive: Path) -> Iterator[list[_Member]]:
                 for i, link in zip(infos, links, strict=True)
             ]
     else:
-        with tarfile.open(archive) as file:
+        with tarfile.open(archive) as tar:
             yield [
-                _Member(PurePosixPath(m.name), m.size, m.isreg(), partial(file.extractfile, m))
-                for m in file
+                _Member(PurePosixPath(m.name), m.size, m.isreg(), partial(tar.extractfile, m))
+                for m in tar
                 if not m.isdir()
             ]
 

@@ -24,12 +24,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from srlab.data.bank import PatchBank, decode, landscape, pack_pixels
 from srlab.data.degradation import downsample
 from srlab.data.download import sha256
+from srlab.data.images import to_float, to_uint8
 from srlab.errors import SrlabError
 from srlab.files import whole, write_text
-from srlab.data.images import to_float, to_uint8
-from srlab.data.bank import PatchBank, decode, landscape, pack_pixels
 
 INDEX = "index.json"
 SHARD_BYTES = 256 << 20

@@ -83,7 +83,7 @@ class PatchFrechet:
 
 
 def frechet(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covariance2: Tensor) -> Tensor:
-    """Squared Fréchet (2-Wasserstein) distance of two Gaussians: |m1 - m2|^2 + tr(C1 + C2 -
+    """Squared Fréchet (2-Wasserstein) distance of two Gaussians: ||m1 - m2||^2 + tr(C1 + C2 -
     2 (C1 C2)^(1/2)).
 
     D. Dowson, B. Landau, "The Fréchet distance between multivariate normal distributions", 1982.

@@ -143,9 +143,9 @@ def _backbone(net: str) -> Backbone:
 
 
 def _heads_file(net: str) -> Path:
-    from importlib.util import find_spec
+    from importlib.metadata import distribution
 
-    folder = Path(find_spec("torchmetrics").origin).parent  # does not import it
+    folder = Path(str(distribution("torchmetrics").locate_file("torchmetrics")))  # no import
     return folder / "functional" / "image" / "lpips_models" / f"{net}.pth"
 
 

@@ -102,7 +102,7 @@ def _srgan(weights: dict[str, Any]) -> SRGAN | None:
         renamed[".".join([part, *rest])] = value
     blocks = {name.split(".")[1] for name in renamed if name.startswith("blocks.")}
     tail = renamed.get("tail.weight")
-    if not blocks or getattr(tail, "ndim", 0) != 4:
+    if not blocks or tail is None or getattr(tail, "ndim", 0) != 4:
         return None
     model = SRGAN(len(blocks), tail.shape[1])
     own = model.network.state_dict()
@@ -134,7 +134,7 @@ def load_external(path: str | Path) -> External | SRGAN:
     except ImportError as error:
         raise ExternalError(
             f"{path} may be another project's network, which needs spandrel: "
-            "`pip install spandrel`, then try again."
+            '`pip install "srlab[external]"`, then try again.'
         ) from error
     try:
         with warnings.catch_warnings():  # about the code of its networks, to which nobody can react

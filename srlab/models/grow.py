@@ -29,7 +29,7 @@ def grow(generator: nn.Module, n_blocks: int) -> nn.Module:
     """
     if not isinstance(generator, SRResNet | WDRN):
         raise ModelError(f"{type(generator).__name__} has no blocks that could become more.")
-    old = generator.options["n_blocks"]
+    old = len(generator.blocks)
     fusion = generator.options.get("fusion")
     if fusion == "sum":
         raise ModelError("a WDRN that adds its blocks' outputs cannot leave out the new ones.")

@@ -98,5 +98,5 @@ def _import(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise OnnxError(
-            f"ONNX needs {name}: `pip install onnx onnxscript onnxruntime`, then try again."
+            f'ONNX needs {name}: `pip install "srlab[onnx]"`, then try again.'
         ) from error

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from srlab.data.bank import PatchBank
 from srlab.data.degradation import crop_to_multiple, downsample
 from srlab.data.images import read_image
-from srlab.errors import SrlabError
+from srlab.errors import SrlabError, require
 from srlab.evaluation import protocol
 from srlab.evaluation.tiling import upscale
 from srlab.losses import Perceptual
@@ -167,7 +167,7 @@ def suggest(trial: "optuna.Trial", ranges: Ranges) -> dict[str, Any]:
 def check_range(name: str, allowed: Any) -> None:
     """Raise :class:`TuningError` for what is neither a list of values nor low and high."""
     if isinstance(allowed, Mapping):
-        numbers = [allowed.get("low"), allowed.get("high")]
+        numbers: list[Any] = [allowed.get("low"), allowed.get("high")]
         real = all(isinstance(x, int | float) and not isinstance(x, bool) for x in numbers)
         if real and allowed.keys() <= {"low", "high", "log"} and numbers[0] < numbers[1]:
             if allowed.get("log") and numbers[0] <= 0:
@@ -215,6 +215,7 @@ def search(
     Raises:
         TuningError: a range is no range, or the folder holds a study of other ranges.
     """
+    require("course", "optuna")
     import optuna
 
     pruner = optuna.pruners.MedianPruner(n_startup_trials=startup)
@@ -260,6 +261,7 @@ def open_study(
     Raises:
         TuningError: a range is no range, or the journal is that of another study.
     """
+    require("course", "optuna")
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -306,6 +308,7 @@ def importance(
     """
     import warnings
 
+    require("course", "optuna")
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -346,15 +349,15 @@ def rank_correlation(
     """
     from scipy.stats import rankdata
 
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    if a.shape != b.shape or a.ndim != 1 or len(a) < 3:
+    first, second = np.asarray(a, float), np.asarray(b, float)
+    if first.shape != second.shape or first.ndim != 1 or len(first) < 3:
         raise TuningError(
             f"a rank correlation needs two scores of each of at least three settings, "
-            f"got shapes {a.shape} and {b.shape}."
+            f"got shapes {first.shape} and {second.shape}."
         )
 
     def correlation(rows: np.ndarray) -> np.ndarray:
-        x, y = (rankdata(v[rows], axis=-1) for v in (a, b))
+        x, y = (rankdata(v[rows], axis=-1) for v in (first, second))
         x, y = (v - v.mean(-1, keepdims=True) for v in (x, y))
         with np.errstate(invalid="ignore"):  # all drawn alike: no correlation to speak of
             return (x * y).sum(-1) / np.sqrt((x * x).sum(-1) * (y * y).sum(-1))

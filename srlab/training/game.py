@@ -128,7 +128,7 @@ def adversarial(
             with rules.frozen(critic):
                 row["content"] = losses.pixel(sr, hr, config.content)
                 total = config.content_weight * row["content"]
-                if config.perceptual_weight:
+                if perceptual is not None and config.perceptual_weight:
                     with fabric.autocast():
                         row["perceptual"] = perceptual(sr, hr)
                     total = total + config.perceptual_weight * row["perceptual"]

@@ -122,7 +122,9 @@ class Monitor:
         )
 
     def _write(self, step: int) -> None:
-        means = self.check(step).mean(dim=0).tolist()
+        values = self.check(step)
+        assert values is not None, "a row is written only when steps are pending"
+        means = values.mean(dim=0).tolist()
         row = dict(zip(self.names, means, strict=True)) | self.extra
         if self.writes:
             self._write_row(step, row)

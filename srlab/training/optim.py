@@ -149,10 +149,11 @@ def critic_groups(critic: nn.Module, config: AdversarialConfig) -> list[dict[str
     trunk = list(getattr(critic, "trunk_parameters", list)())
     of_trunk = {id(p) for p in trunk}
     head = [p for p in critic.parameters() if id(p) not in of_trunk]
-    groups = [{"params": head, "lr": config.critic_lr}, {"params": trunk, "lr": config.trunk_lr}]
-    for group in groups:
-        group["params"] = [p for p in group["params"] if p.requires_grad]
-    return [group for group in groups if group["params"]]
+    learning = [
+        ([p for p in part if p.requires_grad], rate)
+        for part, rate in ((head, config.critic_lr), (trunk, config.trunk_lr))
+    ]
+    return [{"params": part, "lr": rate} for part, rate in learning if part]
 
 
 class MovingAverage:

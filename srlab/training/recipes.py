@@ -177,8 +177,8 @@ def train(
     torch.manual_seed(seed)
     if not recipe.is_game:
         generator = generator or zoo.build(recipe.generator)
-        config = PretrainConfig(**{**recipe.settings, **settings})
-        return pretrain(generator, bank, config, folder, **options)
+        plan = PretrainConfig(**{**recipe.settings, **settings})
+        return pretrain(generator, bank, plan, folder, **options)
     generator = generator or fold(zoo.load(recipe.generator))
     config = AdversarialConfig(**{**recipe.settings, **settings})
     hr_size = config.patch_size * generator.scale

@@ -43,7 +43,8 @@ def flatten(tree: Any, prefix: str = "") -> tuple[Any, dict[str, Tensor]]:
     if isinstance(tree, Tensor):
         return {"tensor": prefix}, {prefix: tree.detach().cpu().contiguous().clone()}
     if isinstance(tree, dict):
-        pairs, tensors = [], {}
+        pairs: list[Any] = []
+        tensors: dict[str, Tensor] = {}
         for key, value in tree.items():
             node, found = flatten(value, f"{prefix}.{key}" if prefix else str(key))
             pairs.append([key, node])

@@ -1,1 +1,5 @@
 """What a chapter shows: ``figures`` (matplotlib) and ``widgets`` (ipywidgets)."""
+
+from srlab.errors import require
+
+require("course", "matplotlib", "ipywidgets")
