@@ -132,11 +132,11 @@ class Scale:
     vgg: str = "vgg16"
     lr: float = 2e-3
     game_lr: float = 2e-4
-    shares: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
+    shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     weights: Mapping[str, float] = field(
-        default_factory=lambda: {"none": 0.0, "bce": 1e-2, "wasserstein": 1e-2}
+        default_factory=lambda: {"none": 0.0, "bce": 1e-2, "wasserstein": 3e-2}
     )
-    perceptual_weight: float = 0.1
+    perceptual_weight: float = 0.15
     penalty: float = 1.0
     engine: str = "bf16"
 

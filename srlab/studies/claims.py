@@ -86,6 +86,7 @@ CLAIMS = (
     Claim("Wasserstein calms the training", "wasserstein", "bce", "swing", below=0),
     Claim("Wasserstein bears four times the rate", "wasserstein-hot", "bce-hot", "lpips", below=0),
     Claim("The critic's loss stays near -1", "wasserstein", None, "near", above=0.5),
+    Claim("It does, with a VGG critic", "wasserstein-vgg", None, "near", above=0.5),
     Claim("A faster critic helps", "bce-fast-critic", "bce", "lpips", below=0),
     Claim("A slower critic helps", "bce-slow-critic", "bce", "lpips", below=0),
 )
