@@ -110,7 +110,8 @@ class Scale:
         vgg: the features of the VGG loss and the VGG critic.
         shares: places on the way from a game's start to its end, where it is scored; see
             :func:`srlab.models.interpolation.interpolate`.
-        weights: of the adversarial loss against L1, by game; ``perceptual_weight`` of the VGG loss.
+        weights: of the adversarial loss against L1, by game and critic, each so that the game costs
+            0.2 dB or some more by its end; ``perceptual_weight``, of the VGG loss, likewise.
         penalty: weight of the gradient penalty.
         engine: a key of :data:`srlab.training.engine.ENGINES`.
     """
@@ -134,7 +135,13 @@ class Scale:
     game_lr: float = 2e-4
     shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     weights: Mapping[str, float] = field(
-        default_factory=lambda: {"none": 0.0, "bce": 1e-2, "wasserstein": 3e-2}
+        default_factory=lambda: {
+            "none": 0.0,
+            "bce": 1e-2,
+            "bce-vgg": 5e-3,
+            "wasserstein": 6e-2,
+            "wasserstein-vgg": 1.5e-2,
+        }  # fmt: skip
     )
     perceptual_weight: float = 0.15
     penalty: float = 1.0
@@ -301,13 +308,14 @@ def settings(row: Row, scale: Scale) -> PretrainConfig | AdversarialConfig:
         lr = scale.lr * row.rate
         return PretrainConfig(steps=steps, lr=lr, loss=row.content, optimizer="muon", **common)
     wasserstein = row.game == "wasserstein"
+    game = row.game + "-vgg" * (row.critic == "vgg")
     every = max(1, scale.game_steps // 20)
     return AdversarialConfig(
         steps=round(scale.game_steps * row.lengths),
         content="l1",
         perceptual_weight=scale.perceptual_weight if row.content == "perceptual" else 0.0,
         adversarial=row.game if row.game != "none" else "bce",
-        adversarial_weight=scale.weights[row.game],
+        adversarial_weight=scale.weights[game],
         lipschitz="gradient-penalty" if wasserstein else "none",
         penalty_weight=scale.penalty,
         critic_steps=scale.critic_steps if wasserstein else 1,
