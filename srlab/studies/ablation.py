@@ -141,7 +141,7 @@ class Scale:
             "bce-vgg": 5e-3,
             "wasserstein": 6e-2,
             "wasserstein-vgg": 1.5e-2,
-        }  # fmt: skip
+        }
     )
     perceptual_weight: float = 0.15
     penalty: float = 1.0
