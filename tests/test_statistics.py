@@ -89,7 +89,9 @@ def test_the_seeds_that_are_needed_give_the_power_and_one_less_does_not():
         low, high = simulate(noise, seeds, 64, level=0.9975, n=4000, generator=generator)
         return float(((low > -margin) & (high < margin)).double().mean())
 
-    assert power(needed) > 0.76 and power(needed - 1) < 0.84 and power(needed + 1) > 0.8
+    assert power(needed) > 0.76
+    assert power(needed - 1) < 0.84
+    assert power(needed + 1) > 0.8
     assert seeds_needed(noise, 2, margin, level=0.9975) is None  # pictures are what lacks
 
 

@@ -11,7 +11,6 @@ the treatment, and some luck.
 """
 
 import csv
-import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -255,16 +254,6 @@ def plan(scale: Scale, names: Iterable[str]) -> list[tuple[str, int]]:
         for name in names
         if i < (scale.game_seeds if ROWS[name].start else scale.seeds)
     ]
-
-
-def versions() -> dict[str, str]:
-    """What the figures depend on beside the seeds: torch, Python and the kind of machine."""
-    return {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, "
-        f"{torch.backends.cpu.get_cpu_capability()}",
-    }
 
 
 def build_generator(row: Row, features: int) -> nn.Module:

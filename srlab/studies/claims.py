@@ -124,6 +124,33 @@ def level(claims: Sequence[Claim] = CLAIMS) -> float:
     return 1 - 0.05 / len(claims)
 
 
+def report(judged: Sequence[Judged]) -> str:
+    """Verdict, claim, comparison and effect of each claim, three lines each, and the count."""
+    entries = []
+    for j in judged:
+        seen = j.interval and f"seeds: {j.interval.seeds}, pictures: {j.interval.images}"
+        found = f"{j.interval}   {seen}" if seen else "not measured yet"
+        entries += [f"{j.claim.text}: {j.verdict}", f"  {j.claim.experiment}", f"  {found}"]
+    verdicts = [j.verdict for j in judged]
+    counts = [f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts)]
+    return "\n".join([*entries, f"{len(judged)} claims: {', '.join(counts)}"])
+
+
+def in_margins(judged: Sequence[Judged]) -> dict[str, tuple[float, float, float]]:
+    """Effects as multiples of the margin, positive where the claim says so, the largest first.
+
+    Returns:
+        ``"claim: verdict"`` -> (estimate, low, high), for claims about differences.
+    """
+    found = {}
+    for j in judged:
+        if j.interval and j.claim.metric in MARGINS and j.interval.seeds > 1:
+            unit = MARGINS[j.claim.metric] * (1 if j.claim.above > -math.inf else -1)
+            ends = sorted((j.interval.low / unit, j.interval.high / unit))
+            found[f"{j.claim.text}: {j.verdict}"] = (j.interval.estimate / unit, *ends)
+    return dict(sorted(found.items(), key=lambda effect: -effect[1][0]))
+
+
 def measured(folder: Path | str, claims: Sequence[Claim] = CLAIMS) -> dict[Claim, Tensor]:
     """Each claim's paired differences, (seeds, pictures) float64; empty if there are none.
 
