@@ -32,9 +32,10 @@ def crossed(values: Tensor, *, level: float = 0.95) -> Interval:
 
     Every seed meets every image, so a value is a mean plus something of its seed, something of its
     image and a rest. The means of the seeds alone have Student's interval, and so have the means of
-    the images; the half-widths of the two are added in quadrature (as of two independent samples;
-    W. G. Cochran's approximation, Biometrics 20(1), 1964, errs to the safe side). The rest is
-    counted twice, once in each: safe too, and little where there are many images.
+    the images; the half-widths of the two are added in quadrature, as for a sum of two independent
+    means (W. G. Howe, "Approximate confidence limits on the mean of X + Y where X and Y are two
+    tabled independent random variables", JASA 69, 1974, pp. 789-794). The rest is counted twice,
+    once in each, which errs to the safe side, and by little where there are many images.
 
     Args:
         values: (seeds, images), or (seeds,) for what is measured once a run. For a comparison pass

@@ -159,7 +159,7 @@ SCALES = {
     # Before the study: what spread is there, and how many seeds does a claim need?
     "pilot": replace(_LITE, steps=800, first_seed=100, seeds=3, game_seeds=3),
     # After it: do other seeds agree?
-    "again": replace(_LITE, first_seed=50),
+    "again": replace(_LITE, first_seed=50, seeds=3, game_seeds=3),
     "full": Scale(
         train_set="div2k-train", test_sets={"set14": 1, "bsd100": 1, "div2k-valid": 1},
         game_sets={"set14": 1, "bsd100": 1}, features=64, critic_features=64, batch_size=16,
