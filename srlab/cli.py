@@ -399,6 +399,9 @@ def ablate(
     row: Annotated[
         list[str] | None, typer.Option(help="Only this row; repeat for more. Default: all.")
     ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Only this seed; repeat for more. Default: all.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Train and score the rows of chapter 06's ablation, then judge the claims.
@@ -408,7 +411,7 @@ def ablate(
     from srlab.studies import ablation, claims
 
     folder = out or Path("runs") / f"ablation-{profile}"
-    ablation.run(folder, profile, row, device=device)
+    ablation.run(folder, profile, row, seeds=seed, device=device)
     print(f"{folder / 'runs.csv'} and {folder / 'scores.csv'}\n")
     print(claims.report(claims.judge(folder)))
 

@@ -184,6 +184,7 @@ def run(
     profile: str = "lite",
     rows: Iterable[str] | None = None,
     *,
+    seeds: Iterable[int] | None = None,
     trainings: Path | str | None = None,
     device: str = "auto",
     say: Callable[[str], None] = print,
@@ -194,6 +195,7 @@ def run(
         folder: of ``runs.csv`` and ``scores.csv``.
         profile: a key of :data:`SCALES`.
         rows: names in :data:`ROWS`; by default all.
+        seeds: only these of the profile's, for a study in several parts; by default all.
         trainings: where checkpoints and logs go, by default ``runs/ablation-PROFILE``.
 
     Returns:
@@ -202,20 +204,21 @@ def run(
     Raises:
         AblationError: unknown profile or row, or files that something else wrote.
     """
-    names = list(rows or ROWS)
+    names, seeds = list(rows or ROWS), list(seeds or [])
     if profile not in SCALES:
         raise AblationError(f"no profile {profile!r}: choose one of {', '.join(SCALES)}.")
     if unknown := [name for name in names if name not in ROWS]:
         raise AblationError(f"no row {unknown[0]!r}: choose among {', '.join(ROWS)}.")
     folder = Path(folder)
     with only_here(folder, "an ablation"):
-        return _run(folder, profile, names, trainings, device, say)
+        return _run(folder, profile, names, seeds, trainings, device, say)
 
 
 def _run(
     folder: Path,
     profile: str,
     names: list[str],
+    seeds: list[int],
     trainings: Path | str | None,
     device: str,
     say: Callable[[str], None],
@@ -223,9 +226,10 @@ def _run(
     scale = SCALES[profile]
     done = {(line["row"], line["seed"]) for line in read(folder / "runs.csv", RUN_COLUMNS)}
     _forget_unfinished(folder / "scores.csv", done)
-    todo = [(name, seed) for name, seed in plan(scale, names) if (name, str(seed)) not in done]
+    wanted = [(n, s) for n, s in plan(scale, names) if not seeds or s in seeds]
+    todo = [(name, seed) for name, seed in wanted if (name, str(seed)) not in done]
     if not todo:
-        say(f"{folder} holds all {len(plan(scale, names))} runs: nothing to do.")
+        say(f"{folder} holds all {len(wanted)} runs: nothing to do.")
         return folder
     lab = _Lab(scale, Path(trainings or Path("runs") / f"ablation-{profile}"), device)
     for i, (name, seed) in enumerate(todo, start=1):
