@@ -136,6 +136,20 @@ def report(judged: Sequence[Judged]) -> str:
     return "\n".join([*entries, f"{len(judged)} claims: {', '.join(counts)}"])
 
 
+def table(judged: Sequence[Judged]) -> str:
+    """The verdicts in Markdown, a line for each claim, as the README shows them."""
+    lines = ["| claim | verdict | effect | seeds |", "|---|---|---|---|"]
+    for j in judged:
+        unit = {"psnr": " dB", "swing": " dB", "lpips": " LPIPS"}.get(j.claim.metric, "")
+        digits = 3 if j.claim.metric == "lpips" else 2
+        found, seeds = "not measured", ""
+        if i := j.interval:
+            low, high = (f"{x:+.{digits}f}" for x in (i.low, i.high))
+            found, seeds = f"{i.estimate:+.{digits}f}{unit} ({low} to {high})", str(i.seeds)
+        lines.append(f"| {j.claim.text} | {j.verdict} | {found} | {seeds} |")
+    return "\n".join(lines)
+
+
 def in_margins(judged: Sequence[Judged]) -> dict[str, tuple[float, float, float]]:
     """Effects as multiples of the margin, positive where the claim says so, the largest first.
 
