@@ -85,19 +85,16 @@ def recipe() -> figures.Figure:
     return figure
 
 
-def claims_by_psnr() -> figures.Figure:
-    """What the ablation says about PSNR: chapter 06's claims with their intervals."""
+def claims_in_margins() -> figures.Figure:
+    """What the ablation says: chapter 06's claims with their intervals, in units of the margin."""
     judged = claims.judge(HERE.parent / "notebooks" / "results" / "ablation-lite")
-    effects = {
-        f"{j.claim.text}: {j.verdict}": (j.interval.estimate, j.interval.low, j.interval.high)
-        for j in judged
-        if j.claim.metric == "psnr" and j.interval
-    }
     return figures.intervals(
-        effects,
-        "difference of PSNR (dB), 95% interval",
+        claims.in_margins(judged),
+        "effect, in margins (0.05 dB, 0.005 LPIPS); to the right: as claimed",
         vlines={"no difference": 0.0},
-        alt="Effects on PSNR with their 95% intervals, one row for each claim, with its verdict.",
+        band=(-1.0, 1.0),
+        alt="Effects with their simultaneous 95% intervals, one row for each claim, with its "
+        "verdict; a band marks differences that do not matter.",
     )
 
 
@@ -121,7 +118,7 @@ def upscaling_cost() -> figures.Figure:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    for figure in (side_by_side, learning_curve, recipe, claims_by_psnr, upscaling_cost):
+    for figure in (side_by_side, learning_curve, recipe, claims_in_margins, upscaling_cost):
         path = HERE / f"{figure.__name__}.png"
         figure().savefig(path)
         print(f"{path.relative_to(HERE.parent)}  {path.stat().st_size / 1e3:.0f} kB")

@@ -393,21 +393,28 @@ def evaluate(
 
 @app.command()
 def ablate(
-    profile: Annotated[str, typer.Option(help="smoke, lite or full.")] = "lite",
+    profile: Annotated[str, typer.Option(help="smoke, lite, pilot, again or full.")] = "lite",
     out: Annotated[
         Path | None, typer.Option(help="Folder of the CSV files; default runs/ablation-PROFILE.")
     ] = None,
     row: Annotated[
         list[str] | None, typer.Option(help="Only this row; repeat for more. Default: all.")
     ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Only this seed; repeat for more. Default: all.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
-    """Train and score the rows of chapter 06's ablation; what is in the files is not done again."""
-    from srlab.studies import ablation
+    """Train and score the rows of chapter 06's ablation, then judge the claims.
+
+    What is in the files is not done again.
+    """
+    from srlab.studies import ablation, claims
 
     folder = out or Path("runs") / f"ablation-{profile}"
-    ablation.run(folder, profile, row, device=device)
-    print(f"{folder / 'runs.csv'} and {folder / 'scores.csv'}")
+    ablation.run(folder, profile, row, seeds=seed, device=device)
+    print(f"{folder / 'runs.csv'} and {folder / 'scores.csv'}\n")
+    print(claims.report(claims.judge(folder)))
 
 
 @app.command()

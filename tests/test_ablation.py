@@ -1,4 +1,5 @@
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,9 @@ import torch
 from srlab.data.datasets import find
 from srlab.data.degradation import crop_to_multiple
 from srlab.data.images import read_image
-from srlab.evaluation import protocol
+from srlab.evaluation import protocol, scores
 from srlab.models import zoo
-from srlab.models.generators import fold
+from srlab.models.interpolation import interpolate
 from srlab.studies import ablation
 from srlab.studies.ablation import (
     ROWS,
@@ -23,6 +24,7 @@ from srlab.studies.ablation import (
 
 def test_generators_of_a_comparison_have_equal_parameters():
     compared = [n for n, r in ROWS.items() if r.start is None and r.n_blocks == 5]
+    assert "wdrn-weighted-concat" in compared
     for features in (SCALES["lite"].features, 64):
         sizes = [
             sum(p.numel() for p in build_generator(ROWS[name], features).parameters())
@@ -34,16 +36,40 @@ def test_generators_of_a_comparison_have_equal_parameters():
 
 def test_rows_that_are_compared_train_for_equally_many_steps_at_equal_rates():
     scale = SCALES["full"]
-    games = [settings(row, scale) for row in ROWS.values() if row.start]
+    games = [settings(row, scale) for row in ROWS.values() if row.start and row.rate == 1]
     assert len({(c.steps, c.generator_lr, c.batch_size, c.content) for c in games}) == 1
     fresh = [settings(r, scale) for r in ROWS.values() if r.start is None and r.lengths == 1]
     assert len({(c.steps, c.lr, c.batch_size) for c in fresh}) == 1
 
 
+def test_trainings_of_a_seed_begin_alike_where_their_shapes_agree():
+    """So that a difference is the treatment's: the same head, and a tail of zeros."""
+    heads = []
+    for name in ("srresnet", "2-blocks", "16-blocks", "wdrn-concat", "wdrn-weighted-concat"):
+        torch.manual_seed(3)
+        network = build_generator(ROWS[name], 16)
+        heads.append(network.head[0].weight)
+        assert not network.tail.weight.any()
+    assert all(torch.equal(head, heads[0]) for head in heads)
+
+
+def test_the_plan_is_seed_by_seed_and_games_may_have_fewer():
+    scale = ablation.Scale(first_seed=7, seeds=3, game_seeds=2)
+    assert ablation.plan(scale, ["mse", "bce"]) == [
+        ("mse", 7), ("bce", 7), ("mse", 8), ("bce", 8), ("mse", 9)
+    ]  # fmt: skip
+    lite, again, pilot = (
+        {seed for _, seed in ablation.plan(SCALES[name], ROWS)}
+        for name in ("lite", "again", "pilot")
+    )
+    assert not lite & again
+    assert not (lite | again) & pilot
+
+
 @pytest.mark.parametrize("name", [n for n, r in ROWS.items() if r.game == "wasserstein"])
 def test_critics_under_a_gradient_penalty_judge_pictures_one_by_one(name):
     torch.manual_seed(0)
-    scale = SCALES["lite"]
+    scale = replace(SCALES["lite"], vgg="vgg19-slim")  # VGG16 is not on every machine
     critic = build_critic(ROWS[name], scale).train()
     pictures = torch.rand(3, 3, 64, 64)
     alone = torch.cat([critic(p[None]) for p in pictures])
@@ -52,10 +78,7 @@ def test_critics_under_a_gradient_penalty_judge_pictures_one_by_one(name):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    scale = ablation.Scale(
-        features=8, critic_features=8, batch_size=2, patch_size=8, steps=2, game_steps=3,
-        critic_steps=1, seeds=1, game_start="own", test_sets=("photos-valid",),
-    )  # fmt: skip
+    scale = replace(SCALES["smoke"], game_steps=3, shares=(0.0, 0.5, 1.0))
     monkeypatch.setitem(SCALES, "tiny", scale)
     return scale
 
@@ -68,7 +91,7 @@ def test_a_stopped_ablation_goes_on_and_its_scores_are_the_protocols(tiny, tmp_p
     before = (tmp_path / "runs.csv").read_text()
     # What a killed run leaves: pictures without a line in runs.csv.
     with open(tmp_path / "scores.csv", "a", newline="") as file:
-        csv.writer(file).writerow(["wasserstein", 0, "photos-valid", "coffee", 1, 1, "", 1])
+        csv.writer(file).writerow(["wasserstein", 0, 1, "photos-valid", "coffee", 1, ""])
     ablation.run(tmp_path, "tiny", rows, **options)
     assert (tmp_path / "runs.csv").read_text().startswith(before)
     assert [line["row"] for line in ablation.read(tmp_path / "runs.csv")] == rows
@@ -76,13 +99,55 @@ def test_a_stopped_ablation_goes_on_and_its_scores_are_the_protocols(tiny, tmp_p
     ablation.run(tmp_path, "tiny", rows, **options)
     assert "nothing to do" in told[-1]
 
-    scores = ablation.read(tmp_path / "scores.csv")
-    assert len(scores) == 2 * len(find("photos-valid"))
-    generator = zoo.load(trainings / "wasserstein-0" / "generator.safetensors")
-    for score in protocol.evaluate(generator, find("photos-valid")):
-        (line,) = [s for s in scores if (s["row"], s["image"]) == ("wasserstein", score.image)]
-        assert float(line["psnr"]) == pytest.approx(score.psnr, abs=1e-3)
-        assert float(line["ssim"]) == pytest.approx(score.ssim, abs=1e-4)
+    lines = ablation.read(tmp_path / "scores.csv")
+    pictures = find("photos-valid")
+    assert len(lines) == 4 * len(pictures)  # the game at three shares of its way
+    start, end = (
+        zoo.load(trainings / name / "generator.safetensors")
+        for name in ("srresnet-0", "wasserstein-0")
+    )
+    for row, share, generator in [
+        ("srresnet", "1.0", start),
+        ("wasserstein", "0.0", start),
+        ("wasserstein", "0.5", interpolate(start, end, 0.5)),
+        ("wasserstein", "1.0", end),
+    ]:
+        found = {s["image"]: s for s in lines if (s["row"], s["share"]) == (row, share)}
+        assert len(found) == len(pictures)
+        for score in protocol.evaluate(generator, pictures):
+            assert float(found[score.image]["psnr"]) == pytest.approx(score.psnr, abs=1e-3)
+
+
+def test_games_are_judged_by_the_distance_that_scores_measures(tiny, tmp_path):
+    """PSNR alone for what starts from scratch; the judge sees whole pictures, at 8 bit."""
+
+    def judge(sr, hr):
+        return (sr - hr).abs().amax()
+
+    lab = ablation._Lab(tiny, tmp_path, "cpu")
+    lab.lpips = judge
+    generator, _ = lab.train("more-l1", 0)
+    lines = [li for li in lab.score(generator, ROWS["more-l1"], 0) if li["share"] == 1]
+    for line, figure in zip(
+        lines, scores.measure(generator, find("photos-valid"), judge), strict=True
+    ):
+        assert (line["image"], line["lpips"]) == (figure.image, round(figure.distance, 5))
+        assert line["psnr"] == pytest.approx(figure.psnr, abs=1e-3)
+    assert all(li["lpips"] == "" for li in lab.score(generator, ROWS["srresnet"], 0))
+
+
+def test_near_minus_one_is_judged_step_by_step(tmp_path):
+    """A loss that swings from -2 to 0 has the mean -1 and is never there."""
+    header = "step,seconds,critic_loss,val_psnr\n"
+    for losses, want in (
+        ([5, 5, 5, 5, -2, 0, -2, 0], 0.0),
+        ([5, 5, 5, 5, -1, -1.2, -0.8, 9], 0.75),
+    ):
+        rows = [f"{i + 1},0,{loss},20\n" for i, loss in enumerate(losses)]
+        (tmp_path / "log.csv").write_text(header + "".join(rows))
+        told = ablation._told_by_log(tmp_path / "log.csv", ROWS["wasserstein"])
+        assert told["near"] == want
+        assert told["swing"] == 0
 
 
 def test_unknown_rows_profiles_and_foreign_files_are_refused(tmp_path):
@@ -119,7 +184,9 @@ def test_the_command_names_its_files_and_refuses_in_one_line(tmp_path, monkeypat
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert not stopped.value.code
-    assert "runs.csv" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "runs.csv" in told
+    assert "Dense blocks help: inconclusive" in told  # and judges, again and again
     monkeypatch.setattr(sys, "argv", ["srlab", "ablate", "--row", "wgan"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
@@ -127,21 +194,23 @@ def test_the_command_names_its_files_and_refuses_in_one_line(tmp_path, monkeypat
     assert capsys.readouterr().err.startswith("srlab: no row 'wgan'")
 
 
-def test_the_stored_results_were_made_by_the_rows_as_they_are_now():
-    stored = Path(__file__).parents[1] / "notebooks" / "results" / "ablation-lite"
-    scale = SCALES["lite"]
+@pytest.mark.parametrize("profile", ["lite", "pilot", "again"])
+def test_the_stored_results_were_made_by_the_rows_as_they_are_now(profile):
+    stored = Path(__file__).parents[1] / "notebooks" / "results" / f"ablation-{profile}"
+    scale = SCALES[profile]
     runs = ablation.read(stored / "runs.csv", ablation.RUN_COLUMNS)
-    scores = ablation.read(stored / "scores.csv", ablation.SCORE_COLUMNS)
+    lines = ablation.read(stored / "scores.csv", ablation.SCORE_COLUMNS)
     assert runs
+    planned = ablation.plan(scale, ROWS)
     for line in runs:
         row = ROWS[line["row"]]
+        assert (line["row"], int(line["seed"])) in planned
         assert int(line["steps"]) == settings(row, scale).steps
-        # Games start from the released model.
-        generator = (
-            fold(zoo.load("srresnet")) if row.start else build_generator(row, scale.features)
-        )
+        generator = build_generator(row, scale.features)
         assert int(line["parameters"]) == sum(p.numel() for p in generator.parameters())
-        pictures = [s for s in scores if (s["row"], s["seed"]) == (line["row"], line["seed"])]
+        pictures = [s for s in lines if (s["row"], s["seed"]) == (line["row"], line["seed"])]
         assert pictures or line["note"].startswith("diverged")
-        assert len({(s["set"], s["image"]) for s in pictures}) == len(pictures)
+        assert len({(s["share"], s["set"], s["image"]) for s in pictures}) == len(pictures)
+        shares = {float(s["share"]) for s in pictures}
+        assert not pictures or shares == (set(scale.shares) if row.start else {1.0})
     assert len({(line["row"], line["seed"]) for line in runs}) == len(runs)

@@ -591,6 +591,8 @@ def test_intervals_stand_at_their_numbers():
     assert texts(figure) == ["none"]
     assert figure.alt == "Intervals of correlation: a and b"
     assert figure.png() == figure.png()
+    shaded = figures.intervals(values, "correlation", band=(-1.0, 1.5)).axes[0].patches
+    assert [(p.get_x(), p.get_x() + p.get_width()) for p in shaded] == [(-1.0, 1.5)]
     with pytest.raises(ValueError, match="values is empty"):
         figures.intervals({}, "x")
 

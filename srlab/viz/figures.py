@@ -388,6 +388,7 @@ def intervals(
     xlabel: str,
     vlines: Mapping[str, float] | None = None,
     *,
+    band: tuple[float, float] | None = None,
     alt: str | None = None,
 ) -> Figure:
     """Estimates with their intervals: a dot and a line for each label.
@@ -395,6 +396,7 @@ def intervals(
     Args:
         values: label -> (estimate, low, high), drawn from top to bottom.
         vlines: label -> x of a dashed line of reference.
+        band: (low, high) of a shaded range, such as that of differences that do not matter.
 
     Raises:
         ValueError: no values.
@@ -405,6 +407,8 @@ def intervals(
     figure.set_layout_engine("constrained")
     with matplotlib.rc_context(STYLE):
         axes = figure.add_subplot()
+        if band:
+            axes.axvspan(*band, color=GREY, alpha=0.18, linewidth=0, zorder=0)
         for y, (middle, low, high) in enumerate(values.values()):
             axes.hlines(y, low, high, color=COLOURS[0], linewidth=3, alpha=0.6)
             axes.plot([middle], [y], "o", color=COLOURS[0], markersize=8, clip_on=False)
