@@ -35,7 +35,7 @@ from rich.table import Table
 
 from srlab import cli
 from srlab.course.settings import read_yaml
-from srlab.data import shards
+from srlab.data.bank import PatchBank
 from srlab.data.images import read_image_u8, read_picture, write_image
 from srlab.errors import SrlabError
 from srlab.evaluation import scores
@@ -240,11 +240,12 @@ def damage(soak: Soak, tries: int) -> None:
     readers["a.safetensors"] = (folder / "a.safetensors").read_bytes(), zoo.load
     readers["a.pth"] = (folder / "a.pth").read_bytes(), zoo.load
     readers["c.safetensors"] = (folder / "c.safetensors").read_bytes(), load_checkpoint
-    shards.pack([pictures(folder / "data") / "0.png"], folder / "pack")
-    readers["pack/index.json"] = (
-        (folder / "pack" / "index.json").read_bytes(),
-        lambda path: shards.ShardBank(path.parent).batch(1, 8),
-    )
+    PatchBank.from_files([pictures(folder / "data") / "0.png"]).save(folder / "bank")
+    for name in ("bank.json", "errors.npy"):
+        readers[f"bank/{name}"] = (
+            (folder / "bank" / name).read_bytes(),
+            lambda path: PatchBank.open(path.parent, detail=0.5).batch(1, 8),
+        )
     readers["sweep.yaml"] = b"chapter: 5\ngrid: {seed: [0, 1], wgan_lr: [1.0e-5]}\n", read_yaml
     readers["log.csv"] = b"step,loss\n1,0.5\n2,0.4\n", read_rows
     (folder / "sums").mkdir()
@@ -324,7 +325,7 @@ def fill_disks(soak: Soak) -> None:
         "upscaled picture, TIFF": lambda disk: srlab(
             "upscale", data / "0.png", "-o", disk / "a.tif", "--model", "bicubic"
         ),
-        "shard": lambda disk: shards.pack([data / "0.png", data / "1.png"] * 2, disk / "pack"),
+        "bank": lambda disk: PatchBank.from_files([data / "0.png"] * 4, folder=disk / "bank"),
         "chapter": chapter,
     }
     for name, write in writers.items():

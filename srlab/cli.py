@@ -75,20 +75,18 @@ def fetch(
 @app.command()
 def pack(
     name: Annotated[str, typer.Argument(help="Set name or folder; NAME@2 halves its pictures.")],
-    out: Annotated[Path, typer.Argument(help="Folder for the shards, for `train --data`.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the pixels, for `train --data`.")],
     scale: Annotated[int, typer.Option(help="HR size / LR size.")] = 4,
-    shard_mb: Annotated[int, typer.Option(help="Megabytes of a shard.")] = 256,
 ) -> None:
-    """Decode a set once onto disk, for training sets larger than memory.
-
-    If it is interrupted, the same command goes on; it also checks and mends what is there.
-    """
-    from srlab.data import shards
+    """Decode a set once onto disk: trainings then start at once, and it may exceed the memory."""
+    from srlab.data.bank import PatchBank
     from srlab.data.datasets import training_files
 
     files, shrink = training_files([name])
-    nbytes = shards.pack(files, out, scale, shrink, shard_mb << 20, progress=True)
-    print(f"{len(files)} images, {nbytes / 1e9:.2f} GB in {out}. Next: srlab train --data {out}")
+    bank = PatchBank.from_files(files, scale, shrink=shrink, progress=True, folder=out)
+    print(
+        f"{len(bank)} images, {bank.nbytes / 1e9:.2f} GB in {out}. Next: srlab train --data {out}"
+    )
 
 
 @app.command()
@@ -199,7 +197,7 @@ def train(
 
     import torch
 
-    from srlab.data import shards
+    from srlab.data import stored
     from srlab.data.bank import PatchBank
     from srlab.data.datasets import find, training_files
     from srlab.training import budget, recipes
@@ -237,10 +235,9 @@ def train(
     fabric = default_fabric(device)
     speaks = fabric.global_rank == 0
     held_out = find(validate)
-    packed = len(data) == 1 and shards.is_pack(data[0])
-    bank: Any
+    packed = len(data) == 1 and stored.is_bank(data[0])
     if packed:
-        bank = shards.ShardBank(data[0], fabric.device, seed, verify=speaks, progress=speaks)
+        bank = PatchBank.open(data[0], fabric.device, seed, detail)
     else:
         files, shrink = training_files(data)
         if speaks:
@@ -249,7 +246,7 @@ def train(
             files, 4, fabric.device, seed, shrink, progress=speaks, detail=detail
         )
     if speaks:
-        where = "disk" if packed else fabric.device
+        where = "disk" if packed and not bank.hr_atlas.is_cuda else fabric.device
         print(f"{len(bank)} images, {bank.nbytes / 1e6:,.0f} MB of pixels on {where}", flush=True)
 
     folder = out or Path("runs") / model
