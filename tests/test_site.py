@@ -12,6 +12,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 from sphinx.cmd.build import build_main
 
+from srlab.course.refresh import METADATA
+
 CLONE = Path(__file__).parents[1]
 CODE_OR_FORMULA = re.compile(r"```.*?```|`[^`\n]*`|\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)
 
@@ -32,7 +34,7 @@ def build(root, text):
     printed = new_output("stream", name="stdout", text="as it was stored\n")
     code = new_code_cell("raise SystemExit", outputs=[shown, printed], execution_count=1)
     for name, prose in (("00_start", text), ("01_data", "# 01 Data\n## Crops\nSmall.")):
-        notebook = new_notebook(cells=[new_markdown_cell(prose), code])
+        notebook = new_notebook(cells=[new_markdown_cell(prose), code], metadata=METADATA)
         nbformat.write(notebook, root / "notebooks" / f"{name}.ipynb")
     source, target = str(root / "docs"), str(root / "site")
     status = build_main(["-q", "-W", "-D", "exclude_patterns=api/*", source, target])
