@@ -42,7 +42,8 @@ def build(root, text):
     return status, page.read_text(encoding="utf-8") if page.is_file() else ""
 
 
-def test_a_page_shows_what_was_stored_and_needs_no_network(tmp_path):
+def test_a_page_shows_what_was_stored_and_needs_no_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("GITHUB_REPOSITORY", "owner/name")
     text = "# 00 Start\nSee [crops](01_data.ipynb#crops) of $x^2$ pixels."
     status, page = build(tmp_path, text)
     assert status == 0
@@ -50,6 +51,8 @@ def test_a_page_shows_what_was_stored_and_needs_no_network(tmp_path):
     assert re.search(r'<img alt="A cup"', page)
     assert "as it was stored" in page
     assert "<msup>" in page
+    assert "colab.research.google.com/github/owner/name/blob/main/notebooks/00_start.ipynb" in page
+    assert "mybinder.org/v2/gh/owner/name/main?urlpath=lab/tree/notebooks/00_start.ipynb" in page
     assert not re.search(r'<(?:script|link|img)[^>]*(?:src|href)="(?:https?:)?//', page)
     assert (tmp_path / "site/searchindex.js").is_file()
 
