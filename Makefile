@@ -10,7 +10,7 @@ PYTHON  ?= $(firstword $(foreach p,python3.12 python3.13 python3.11 python3 pyth
 	$(p) -c 'import sys; (3,11) <= sys.version_info[:2] <= (3,13) and print("$(p)")' 2>/dev/null)))
 # Tests of what the lesson is about, without trainings, subprocesses and downloads.
 FAST := bank config critics degradation grow interpolation losses metrics order progress protocol \
-	recipes scores state statistics tiling
+	scores state statistics tiling
 CHAPTERS := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 
 .PHONY: help course check lint test lab site bench soak figures refresh format lock clean

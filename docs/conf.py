@@ -69,6 +69,7 @@ html_theme_options = {"use_fullscreen_button": False, "navbar_persistent": []}
 if address := repository():
     html_theme_options |= {
         "repository_url": address,
+        "repository_branch": "main",
         "use_repository_button": True,
         "launch_buttons": {
             "notebook_interface": "jupyterlab",

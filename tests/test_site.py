@@ -12,6 +12,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 from sphinx.cmd.build import build_main
 
+from srlab.course.refresh import METADATA
+
 CLONE = Path(__file__).parents[1]
 CODE_OR_FORMULA = re.compile(r"```.*?```|`[^`\n]*`|\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)
 
@@ -32,7 +34,7 @@ def build(root, text):
     printed = new_output("stream", name="stdout", text="as it was stored\n")
     code = new_code_cell("raise SystemExit", outputs=[shown, printed], execution_count=1)
     for name, prose in (("00_start", text), ("01_data", "# 01 Data\n## Crops\nSmall.")):
-        notebook = new_notebook(cells=[new_markdown_cell(prose), code])
+        notebook = new_notebook(cells=[new_markdown_cell(prose), code], metadata=METADATA)
         nbformat.write(notebook, root / "notebooks" / f"{name}.ipynb")
     source, target = str(root / "docs"), str(root / "site")
     status = build_main(["-q", "-W", "-D", "exclude_patterns=api/*", source, target])
@@ -40,7 +42,8 @@ def build(root, text):
     return status, page.read_text(encoding="utf-8") if page.is_file() else ""
 
 
-def test_a_page_shows_what_was_stored_and_needs_no_network(tmp_path):
+def test_a_page_shows_what_was_stored_and_needs_no_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("GITHUB_REPOSITORY", "owner/name")
     text = "# 00 Start\nSee [crops](01_data.ipynb#crops) of $x^2$ pixels."
     status, page = build(tmp_path, text)
     assert status == 0
@@ -48,6 +51,8 @@ def test_a_page_shows_what_was_stored_and_needs_no_network(tmp_path):
     assert re.search(r'<img alt="A cup"', page)
     assert "as it was stored" in page
     assert "<msup>" in page
+    assert "colab.research.google.com/github/owner/name/blob/main/notebooks/00_start.ipynb" in page
+    assert "mybinder.org/v2/gh/owner/name/main?urlpath=lab/tree/notebooks/00_start.ipynb" in page
     assert not re.search(r'<(?:script|link|img)[^>]*(?:src|href)="(?:https?:)?//', page)
     assert (tmp_path / "site/searchindex.js").is_file()
 
