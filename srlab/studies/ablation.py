@@ -123,7 +123,7 @@ class Scale:
     critic_features: int = 16
     batch_size: int = 4
     patch_size: int = 16
-    steps: int = 1000
+    steps: int = 3200
     game_steps: int = 100
     critic_steps: int = 1
     first_seed: int = 0
