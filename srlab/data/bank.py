@@ -245,7 +245,7 @@ class PatchBank:
             hr_place.copy_(pack_pixels(hr))
 
     def _finish(self) -> None:
-        self.cells = self._weigh_cells() if self.detail else None
+        self.cells: Any = self._weigh_cells() if self.detail else None
         self._place()
 
     def _place(self) -> None:

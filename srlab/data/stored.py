@@ -61,7 +61,8 @@ def create(
             if foreign := sorted(name for name in foreign if not name.startswith(".srlab-")):
                 raise BankError(f"{folder} holds {foreign[0]}: name an empty folder.")
             with ExitStack() as stack:
-                parts, sizes, written = {}, {}, {}
+                parts, sizes = {}, {}
+                written: dict[str, np.ndarray] = {}
                 for name, (shape, kind) in arrays.items():
                     parts[name] = stack.enter_context(whole(folder / f"{name}.npy"))
                     written[name] = np.lib.format.open_memmap(parts[name], "w+", kind, shape)

@@ -398,7 +398,7 @@ class _Lab:
         if row.start is None:
             return self._score(generator, self.scale.test_sets, 1.0)
         start = self.train(row.start, seed)[0]
-        lines = []
+        lines: list[dict[str, Any]] = []
         for share in self.scale.shares:
             key = (row.start, seed)
             if share or key not in self.start_scores:  # the start is scored once for all games

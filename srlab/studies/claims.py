@@ -156,12 +156,12 @@ def in_margins(judged: Sequence[Judged]) -> dict[str, tuple[float, float, float]
     Returns:
         ``"claim: verdict"`` -> (estimate, low, high), for claims about differences.
     """
-    found = {}
+    found: dict[str, tuple[float, float, float]] = {}
     for j in judged:
         if j.interval and j.claim.metric in MARGINS and j.interval.seeds > 1:
             unit = MARGINS[j.claim.metric] * (1 if j.claim.above > -math.inf else -1)
-            ends = sorted((j.interval.low / unit, j.interval.high / unit))
-            found[f"{j.claim.text}: {j.verdict}"] = (j.interval.estimate / unit, *ends)
+            low, high = sorted((j.interval.low / unit, j.interval.high / unit))
+            found[f"{j.claim.text}: {j.verdict}"] = (j.interval.estimate / unit, low, high)
     return dict(sorted(found.items(), key=lambda effect: -effect[1][0]))
 
 
