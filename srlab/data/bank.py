@@ -15,7 +15,7 @@ picture 2040 pixels wide.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -226,7 +226,7 @@ class PatchBank:
             "errors": ((cells,), np.dtype("<f4")),
         }
 
-    def _map(self, arrays: dict[str, np.ndarray]) -> None:
+    def _map(self, arrays: Mapping[str, np.ndarray]) -> None:
         self.lr_atlas, self.hr_atlas = (torch.from_numpy(arrays[name]) for name in ("lr", "hr"))
 
     def _views(self, i: int) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ def create(
     folder: Path | str,
     facts: Mapping[str, Any],
     arrays: Mapping[str, tuple[tuple[int, ...], Any]],
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[Mapping[str, np.ndarray]]:
     """Write arrays that need not fit into memory.
 
     An earlier bank in the folder can be opened until the body is over, and is then replaced.
@@ -62,7 +62,7 @@ def create(
                 raise BankError(f"{folder} holds {foreign[0]}: name an empty folder.")
             with ExitStack() as stack:
                 parts, sizes = {}, {}
-                written: dict[str, np.ndarray] = {}
+                written: dict[str, np.memmap] = {}
                 for name, (shape, kind) in arrays.items():
                     parts[name] = stack.enter_context(whole(folder / f"{name}.npy"))
                     written[name] = np.lib.format.open_memmap(parts[name], "w+", kind, shape)
