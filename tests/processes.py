@@ -28,7 +28,9 @@ def start(
         The process: ``pid``, ``exitcode`` (negative: by a signal), ``kill()``, ``join()``.
     """
     variables = dict(os.environ) | (environment or {})
-    process = _server().Process(target=_child, args=(work, arguments, log, variables))
+    given = (work, arguments, log, variables)
+    # If a test fails before its end, a process ends with pytest.
+    process = _server().Process(target=_child, args=given, daemon=True)
     process.start()
     return process
 

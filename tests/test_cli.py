@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 
-import processes
 import pytest
 import torch
 
@@ -247,20 +246,21 @@ def test_resuming_with_other_data_or_another_seed_is_refused(run, photos, tmp_pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_what_follows_a_stopped_training_does_not_go_on(run, photos, tmp_path, number):
+def test_what_follows_a_stopped_training_does_not_go_on(photos, tmp_path, number):
     """Status 130 or 143, a checkpoint of the last step, and nothing half-made."""
     out = tmp_path / "a"
-    command = ["train", "srresnet", "--data", photos, "--validate", photos, "--out", out, *TINY]
-    command += ["--steps", 100_000, "--log-every", 1, "--engine", "fp32", "--validate-every", 0]
-    training = processes.start(processes.srlab, *command, log=tmp_path / "said")
-    while training.is_alive() and len(read_rows(out / "log.csv")) < 5:
-        time.sleep(0.02)
-    status, _, err = run(*command)
-    os.kill(training.pid, number)
-    training.join()
-    assert training.exitcode == 128 + number, (tmp_path / "said").read_text()
-    assert (status, "Traceback" in err) == (1, False)
-    assert f"process {training.pid} does a training there" in err
+    command = [sys.executable, "-m", "srlab", "train", "srresnet", "--data", photos, "--out", out]
+    command += ["--validate", photos, *TINY, "--steps", "100000", "--log-every", "1"]
+    command += ["--engine", "fp32", "--validate-every", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        while process.poll() is None and len(read_rows(out / "log.csv")) < 5:
+            time.sleep(0.1)
+        refused = subprocess.run(command, capture_output=True, text=True)
+        process.send_signal(number)
+        process.communicate()
+    assert process.returncode == 128 + number
+    assert (refused.returncode, "Traceback" in refused.stderr) == (1, False)
+    assert f"process {process.pid} does a training there" in refused.stderr
     _, info = load_checkpoint(out / "checkpoint.safetensors")
     assert info["step"] == int(read_rows(out / "log.csv")[-1]["step"])
     assert sorted(os.listdir(out)) == ["checkpoint.safetensors", "log.csv", "plan.json"]

@@ -1,4 +1,7 @@
-"""srlab.training under torchrun: two gloo processes on the CPU against one."""
+"""srlab.training under torchrun: two gloo processes on the CPU against one.
+
+Run as a script, this file is what the processes do.
+"""
 
 import math
 import os
@@ -9,7 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import processes
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -133,15 +135,12 @@ def spoil(out):
         sys.exit(7)
 
 
-def lost(work, *arguments):
-    """As the command line tells of a process that has gone."""
-    try:
-        work(*arguments)
-    except faults.LostProcess as error:
-        sys.exit(f"srlab: {error}")
+def environment(**more):
+    root = str(Path(run.__file__).parents[2])
+    return os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"} | more
 
 
-def two_processes(logs, work, *arguments):
+def two_processes(*arguments):
     """Two processes as torchrun would start them, without its own; exit codes and what they say."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -149,16 +148,17 @@ def two_processes(logs, work, *arguments):
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     common |= {"MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     started = [
-        processes.start(
-            work, *arguments, log=logs / f"said-{rank}",
-            environment=common | {"RANK": rank, "LOCAL_RANK": rank},
+        subprocess.Popen(
+            [sys.executable, __file__, *map(str, arguments)],
+            env=environment(**common, RANK=rank, LOCAL_RANK=rank),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for rank in "01"
-    ]  # fmt: skip
-    for process in started:
-        process.join(200)
-        process.kill()
-    return [p.exitcode for p in started], [(logs / f"said-{rank}").read_text() for rank in "01"]
+    ]
+    told = [process.communicate(timeout=200)[0] for process in started]
+    return [process.returncode for process in started], told
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def out(tmp_path_factory):
     state, info = load_checkpoint(file)
     info["config"]["batch_size"] = 8
     save_checkpoint(file, state, info)
-    codes, told = two_processes(folder, work, folder)
+    codes, told = two_processes("work", folder)
     assert codes == [0, 0], told
     return folder
 
@@ -241,7 +241,7 @@ def test_a_run_goes_on_with_another_number_of_processes(out, capsys):
 
 
 def test_a_killed_process_ends_the_others_with_a_message(tmp_path):
-    codes, told = two_processes(tmp_path, lost, die, tmp_path)
+    codes, told = two_processes("die", tmp_path)
     assert codes == [1, -signal.SIGKILL]
     assert "srlab: another process of this run has ended, and so does rank 0" in told[0]
     assert str(tmp_path / "killed") in told[0]
@@ -251,17 +251,15 @@ def test_a_killed_process_ends_the_others_with_a_message(tmp_path):
 
 def test_a_process_with_nan_stops_the_others_too(tmp_path):
     """At the next row of the log, with the same sentence, and the checkpoint before is kept."""
-    codes, told = two_processes(tmp_path, spoil, tmp_path)
+    codes, told = two_processes("spoil", tmp_path)
     assert codes == [7, 7], told
     for said in told:
         assert "loss became NaN or infinite at step 25" in said
     assert load_checkpoint(tmp_path / "spoilt" / CHECKPOINT)[1]["step"] == 20
 
 
-@pytest.mark.parametrize(
-    ("length", "torchrun"), [(["--steps", "2"], True), (["--minutes", "0.2"], False)]
-)
-def test_the_command_under_torchrun(tmp_path, length, torchrun):
+@pytest.mark.parametrize("length", [["--steps", "2"], ["--minutes", "0.2"]])
+def test_the_command_under_torchrun(tmp_path, length):
     """`srlab train`: one writer, one voice, and one plan from what each process measured."""
     from PIL import Image
 
@@ -270,26 +268,25 @@ def test_the_command_under_torchrun(tmp_path, length, torchrun):
     for i in range(2):
         Image.effect_noise((64, 48), 50).convert("RGB").save(pictures / f"{i}.png")
     command = [
-        "train", "srresnet", "--data", pictures, "--validate", pictures, *length,
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "-m", "srlab", "train", "srresnet", "--data", pictures, "--validate", pictures, *length,
         "--batch-size", "2", "--patch-size", "8", "--device", "cpu", "--log-every", "1",
         "--validate-every", "1", "--out", tmp_path / "run",
     ]  # fmt: skip
-    if torchrun:
-        begin = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        root = str(Path(run.__file__).parents[2])
-        done = subprocess.run(
-            [sys.executable, *begin, "-m", "srlab", *map(str, command)],
-            env=os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True, timeout=200,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        said = done.stdout
-    else:
-        codes, told = two_processes(tmp_path, processes.srlab, *command)
-        assert codes == [0, 0], told
-        said = "".join(told)
+    done = subprocess.run(
+        [*map(str, command)], env=environment(), capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
     plan = budget.read(tmp_path / "run")
-    assert said.count(f"{plan.steps} steps in") == 1
-    assert said.count("ms a step") == (1 if plan.minutes else 0)
+    assert done.stdout.count(f"{plan.steps} steps in") == 1
+    assert done.stdout.count("ms a step") == (1 if plan.minutes else 0)
     log = read_log(tmp_path / "run" / "log.csv")
     assert log["loss"][0] == log["val_psnr"][0] == [*range(1, plan.steps + 1)]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    try:
+        {"work": work, "die": die, "spoil": spoil}[sys.argv[1]](Path(sys.argv[2]))
+    except faults.LostProcess as error:  # as the command line does
+        sys.exit(f"srlab: {error}")

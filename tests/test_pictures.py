@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -15,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import processes
 import pytest
 import tifffile
 import torch
@@ -576,14 +576,19 @@ def test_standard_output_that_is_full(tmp_path, monkeypatch):
     assert outcome.error.endswith("standard output could not be written: No space left on device.")
 
 
+KILLED = """
+import sys, time
+from pathlib import Path
+from srlab.models.generators import Bicubic
+from srlab.pictures import plan, run
+
 class Slow(Bicubic):
     def forward(self, lr):
-        time.sleep(0.05)
+        time.sleep(0.2)
         return super().forward(lr)
 
-
-def enlarge_slowly(file):
-    pictures.run(pictures.plan([file]), Slow(), tile=16, force=True)
+run(plan(sys.argv[1:]), Slow(), tile=16, force=True)
+"""
 
 
 def test_killed_in_the_middle(tmp_path, rng):
@@ -591,19 +596,19 @@ def test_killed_in_the_middle(tmp_path, rng):
     noise = Image.fromarray(rng.integers(0, 256, (640, 128, 3), dtype=np.uint8))
     noise.save(tmp_path / "a.png")
     (tmp_path / "a_x4.png").write_bytes(b"precious")
-    process = processes.start(enlarge_slowly, str(tmp_path / "a.png"), log=tmp_path / "said")
+    process = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path / "a.png"])
     try:
-        for _ in range(1200):
+        for _ in range(600):
             half = [p for p in tmp_path.iterdir() if p.name.startswith(".")]
             if half and half[0].stat().st_size > 50_000:
                 break
-            assert process.is_alive(), (tmp_path / "said").read_text()
-            time.sleep(0.05)
+            assert process.poll() is None
+            time.sleep(0.1)
         else:
             pytest.fail("nothing was written")
     finally:
-        process.kill()
-        process.join()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     assert (tmp_path / "a_x4.png").read_bytes() == b"precious"
     assert len(images.list_images(tmp_path)) == 2  # the remains are hidden
 

@@ -1,10 +1,11 @@
 """srlab.studies.tuning: against functions whose optimum is known; games on tiny networks."""
 
-import time
+import json
+import subprocess
+import sys
 
 import numpy as np
 import optuna
-import processes
 import pytest
 import torch
 from scipy.stats import rankdata, spearmanr
@@ -61,28 +62,23 @@ def test_a_killed_search_goes_on_where_an_unbroken_one_would_have(tmp_path):
         search(bowl, {"x": RANGES["x"]}, tmp_path / "b", trials=8)
 
 
-def share_a_search(folder, name):
-    """What each process of the test below does, once both are there."""
-
-    def objective(setting, *_):
-        time.sleep(0.2)
-        return setting["x"]
-
-    (folder / name).touch()
-    while len([*folder.glob("ready-*")]) < 2:
-        time.sleep(0.01)
-    search(objective, {"x": RANGES["x"]}, folder / "study", trials=12)
-
-
 def test_two_processes_share_a_search_and_try_nothing_twice(tmp_path):
-    names = ["ready-0", "ready-1"]
-    both = [
-        processes.start(share_a_search, tmp_path, name, log=tmp_path / f"said-{name}")
-        for name in names
-    ]
-    for process in both:
-        process.join()
-    assert [process.exitcode for process in both] == [0, 0]
+    code = (
+        "import json, sys, time\n"
+        "from pathlib import Path\n"
+        "from srlab.studies.tuning import search\n"
+        "def objective(setting, folder, report):\n"
+        "    time.sleep(0.2)\n"
+        "    return setting['x']\n"
+        "folder = Path(sys.argv[1])\n"
+        "folder.joinpath(sys.argv[2]).touch()\n"
+        "while len(list(folder.glob('ready-*'))) < 2: time.sleep(0.01)\n"
+        "study = search(objective, json.loads(sys.argv[3]), folder / 'study', trials=12)\n"
+    )
+    ranges = json.dumps({"x": RANGES["x"]})
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    both = [subprocess.Popen([*command, f"ready-{i}", ranges]) for i in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
     study = search(bowl, {"x": RANGES["x"]}, tmp_path / "study", trials=12)
     tried = [trial.params["x"] for trial in study.trials if trial.value is not None]
     assert 12 <= len(tried) <= 13  # both may have been in their last trial
