@@ -194,9 +194,16 @@ def test_the_command_names_its_files_and_refuses_in_one_line(tmp_path, monkeypat
     assert capsys.readouterr().err.startswith("srlab: no row 'wgan'")
 
 
-@pytest.mark.parametrize("profile", ["lite", "pilot", "again"])
-def test_the_stored_results_were_made_by_the_rows_as_they_are_now(profile):
-    stored = Path(__file__).parents[1] / "notebooks" / "results" / f"ablation-{profile}"
+STORED = sorted((Path(__file__).parents[1] / "notebooks" / "results").glob("ablation-*"))
+
+
+def test_study_and_trial_are_stored():
+    assert {"ablation-lite", "ablation-pilot"} <= {folder.name for folder in STORED}
+
+
+@pytest.mark.parametrize("stored", STORED, ids=lambda folder: folder.name)
+def test_the_stored_results_were_made_by_the_rows_as_they_are_now(stored):
+    profile = stored.name.removeprefix("ablation-")
     scale = SCALES[profile]
     runs = ablation.read(stored / "runs.csv", ablation.RUN_COLUMNS)
     lines = ablation.read(stored / "scores.csv", ablation.SCORE_COLUMNS)

@@ -133,6 +133,23 @@ def test_without_an_effect_the_whole_study_errs_in_at_most_five_per_cent(images)
     assert float(wrong.double().mean()) <= 0.05
 
 
+def test_at_the_chosen_seeds_the_rule_finds_the_margin_four_times_out_of_five():
+    """With the scatter that three seeds of one network had at the study's length: recipe.csv."""
+    scale, variant = ablation.SCALES["lite"], "skip, detail, Muon"
+    with open(RESULTS / "recipe.csv", newline="", encoding="utf-8") as file:
+        rows = [r for r in csv.DictReader(file) if r["variant"] == variant and r["bsd100"]]
+    assert {int(r["step"]) for r in rows} == {scale.steps}
+    of_seed = float(torch.tensor([float(r["bsd100"]) for r in rows]).std())
+    noise, margin = Spread(2**0.5 * of_seed, 0.03, 0.03), claims.MARGINS["psnr"]
+    at = {"level": claims.level(), "n": 4000}
+    low, high = simulate(noise, scale.seeds, 64, **at)
+    equal = (low > -margin) & (high < margin)
+    assert float(equal.double().mean()) >= 0.8  # "no difference that matters", and none there
+    low, high = simulate(noise, scale.seeds, 64, effect=margin, **at)
+    seen = (low > 0) & (high >= margin)
+    assert float(seen.double().mean()) >= 0.8  # "holds", and the effect is the margin
+
+
 def test_every_claim_names_rows_and_columns_that_the_ablation_has():
     for claim in CLAIMS:
         assert claim.treatment in ROWS
@@ -163,3 +180,23 @@ def test_a_trial_says_how_many_seeds_a_claim_needs(tmp_path):
     assert table["pictures"]["seeds"] == ""
     assert table["loud"]["between_seeds"] == pytest.approx(0.03 * (4 / 3) ** 0.5)
     assert table["pictures"]["between_pictures"] == pytest.approx(0.5 * (10 / 9) ** 0.5)
+
+
+def test_table_figure_and_report_tell_the_same(results):
+    asked = [
+        Claim("more", "b", "a", "psnr", above=0),
+        Claim("less unrest", "b", "a", "swing", below=0),
+        Claim("not trained", "c", "a", "psnr", above=0),
+    ]
+    judged = judge(results, asked)
+    more = judged[0].interval
+    assert claims.in_margins(judged) == {
+        "more: holds": pytest.approx((more.estimate / 0.05, more.low / 0.05, more.high / 0.05)),
+        "less unrest: is refuted": pytest.approx((-20, -20, -20)),
+    }
+    assert list(claims.in_margins(judged)) == ["more: holds", "less unrest: is refuted"]
+    assert "| more | holds | +1.03 dB (" in claims.table(judged)
+    assert "| not trained | inconclusive | not measured |  |" in claims.table(judged)
+    told = claims.report(judged)
+    assert "less unrest: is refuted\n  swing: b - a < 0\n  +1.000" in told
+    assert told.endswith("3 claims: 1 holds, 1 is refuted, 1 inconclusive")
