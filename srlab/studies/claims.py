@@ -145,7 +145,8 @@ def table(judged: Sequence[Judged]) -> str:
         found, seeds = "not measured", ""
         if i := j.interval:
             low, high = (f"{x:+.{digits}f}" for x in (i.low, i.high))
-            found, seeds = f"{i.estimate:+.{digits}f}{unit} ({low} to {high})", str(i.seeds)
+            found, seeds = f"{i.estimate:+.{digits}f}{unit}", str(i.seeds)
+            found += f" ({low} to {high})" if math.isfinite(i.high) else ""
         lines.append(f"| {j.claim.text} | {j.verdict} | {found} | {seeds} |")
     return "\n".join(lines)
 
