@@ -91,7 +91,7 @@ def claims_in_margins() -> figures.Figure:
     judged = claims.judge(HERE.parent / "notebooks" / "results" / "ablation-lite")
     return figures.intervals(
         claims.in_margins(judged),
-        "effect, in margins (0.05 dB, 0.005 LPIPS); to the right: as claimed",
+        "effect in margins of 0.05 dB or 0.005 LPIPS",
         vlines={"no difference": 0.0},
         band=(-1.0, 1.0),
         alt="Effects with their simultaneous 95% intervals, one row for each claim, with its "
