@@ -9,7 +9,7 @@ import types
 import pytest
 import torch
 
-from srlab.training.monitor import Monitor, TrainingDiverged, read_log, stop_signal
+from srlab.training.monitor import Monitor, TrainingDiverged, read_log, read_rows, stop_signal
 from srlab.training.state import CheckpointError
 
 
@@ -169,3 +169,10 @@ def test_outside_the_main_thread_there_is_no_signal_to_catch():
     thread.start()
     thread.join()
     assert seen == [False]
+
+
+def test_of_a_damaged_log_the_readable_rows_are_left(tmp_path):
+    (tmp_path / "log.csv").write_bytes(b"step,loss\n1,0.5\n\xff\x9f,\x00\n2,0.4\n")
+    assert [row["step"] for row in read_rows(tmp_path / "log.csv")] == ["1", "2"]
+    (tmp_path / "log.csv").write_bytes(b"\x9fstep,loss\n1,0.5\n")
+    assert read_rows(tmp_path / "log.csv") == []

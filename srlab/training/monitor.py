@@ -149,10 +149,13 @@ class Monitor:
 
 
 def read_rows(path: Path | str) -> list[dict[str, str]]:
-    """The rows of a log as text; none if there is no file yet, or it is not a log."""
+    """The rows of a log as text; none if there is no file yet, or it is not a log.
+
+    Of a damaged log what is still readable: bytes that are no UTF-8 become question marks.
+    """
     if not Path(path).is_file():
         return []
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
         return [row for row in csv.DictReader(file) if (row.get("step") or "").isdecimal()]
 
 
