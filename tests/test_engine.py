@@ -8,7 +8,7 @@ from srlab.data.bank import PatchBank
 from srlab.errors import SrlabError
 from srlab.models.generators import SRResNet
 from srlab.training.config import PretrainConfig
-from srlab.training.engine import Engine, default_fabric
+from srlab.training.engine import Engine, default_fabric, threads_for
 from srlab.training.monitor import read_log
 from srlab.training.pretrain import pretrain
 
@@ -101,3 +101,21 @@ def test_no_step_waits_for_the_gpu(tmp_path, mode):
     options = {"progress": False, "engine": Engine(compile=mode), "on_step": on_step}
     result = pretrain(network, bank, settings, tmp_path, **options)
     assert result.step == 40
+
+
+def test_a_small_network_trains_on_one_thread_and_gives_the_others_back():
+    small, large = torch.nn.Conv2d(3, 10, 3), torch.nn.Conv2d(3, 1000, 3)  # 280 and 28,000 weights
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with threads_for(small, (4, 3, 16, 16)):  # 280 weights x 1,024 pixels
+            assert torch.get_num_threads() == 1
+        with threads_for(large, (16, 3, 24, 24)):  # 28,000 x 9,216: 258 million
+            assert torch.get_num_threads() == 2
+        with pytest.raises(KeyError), threads_for(small, (4, 3, 16, 16)):
+            raise KeyError
+        assert torch.get_num_threads() == 2
+        with threads_for(small.to("meta"), (4, 3, 16, 16)):  # not on a CPU: the GPU does the work
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
