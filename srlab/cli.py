@@ -390,7 +390,7 @@ def evaluate(
 
 @app.command()
 def ablate(
-    profile: Annotated[str, typer.Option(help="smoke, lite, pilot, again or full.")] = "lite",
+    profile: Annotated[str, typer.Option(help="smoke, lite, first or full.")] = "lite",
     out: Annotated[
         Path | None, typer.Option(help="Folder of the CSV files; default runs/ablation-PROFILE.")
     ] = None,

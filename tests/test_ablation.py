@@ -58,12 +58,15 @@ def test_the_plan_is_seed_by_seed_and_games_may_have_fewer():
     assert ablation.plan(scale, ["mse", "bce"]) == [
         ("mse", 7), ("bce", 7), ("mse", 8), ("bce", 8), ("mse", 9)
     ]  # fmt: skip
-    lite, again, pilot = (
-        {seed for _, seed in ablation.plan(SCALES[name], ROWS)}
-        for name in ("lite", "again", "pilot")
+    costly = ablation.plan(ablation.Scale(first_seed=7, seeds=8), ["16-blocks"])
+    assert costly == [("16-blocks", seed) for seed in range(7, 12)]
+
+
+def test_the_study_shares_no_seed_with_the_one_that_it_was_planned_from():
+    lite, first = (
+        {seed for _, seed in ablation.plan(SCALES[name], ROWS)} for name in ("lite", "first")
     )
-    assert not lite & again
-    assert not (lite | again) & pilot
+    assert not lite & first
 
 
 @pytest.mark.parametrize("name", [n for n, r in ROWS.items() if r.game == "wasserstein"])
@@ -197,8 +200,8 @@ def test_the_command_names_its_files_and_refuses_in_one_line(tmp_path, monkeypat
 STORED = sorted((Path(__file__).parents[1] / "notebooks" / "results").glob("ablation-*"))
 
 
-def test_study_and_trial_are_stored():
-    assert {"ablation-lite", "ablation-pilot"} <= {folder.name for folder in STORED}
+def test_both_studies_are_stored():
+    assert {"ablation-lite", "ablation-first"} <= {folder.name for folder in STORED}
 
 
 @pytest.mark.parametrize("stored", STORED, ids=lambda folder: folder.name)
