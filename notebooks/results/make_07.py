@@ -1,30 +1,40 @@
-"""Measure what chapter 07 reads: 07_rates.csv, 07_norms.csv and 07_sample.csv, beside this file.
+"""Measure what chapter 07 reads: 07_rates.csv, 07_norms.csv, 07_sample.csv and 07_confirm.csv.
 
-    OMP_NUM_THREADS=1 python notebooks/results/make_07.py [rates | norms | sample ...]
+    OMP_NUM_THREADS=1 python notebooks/results/make_07.py [rates | norms | sample | confirm ...]
 
-About 15 minutes on one CPU core for all three. Rows are written as they are found; a killed run
-goes on by the same command, and games that are there are not played again.
+About half an hour of one CPU core. Needs bsds400, set14 and bsd100 (SRLAB_DATA) and AlexNet
+(`srlab fetch lpips-alex`). Rows are written as they are found; a killed run goes on by the same
+command. ``confirm`` comes last: it reads what the others found.
 
-A row holds a game's seed, the number of its setting and the setting, a step of the game and the
-scores there: psnr (dB) and features (distance of VGG features) of the averaged generator on the
-middle of photos-valid, see srlab.studies.tuning.Judge. All games start from one small
-pre-trained WDRN.
-The committed files come from a CPU (x86-64, torch 2.15); another processor rounds otherwise, and
-games amplify that.
+All games start from one small SRResNet, pre-trained for 3,200 steps by the course's recipe, and
+learn on BSDS400. A row holds a game's seed, the number of its setting and the setting, a step of
+the game, and the scores of the averaged generator there, on the middle of every other Set14
+picture: ``psnr`` (dB), ``lpips`` (LPIPS-alex), and ``at_cost``, the LPIPS read on the way from the
+start to these weights, where it has cost 0.2 dB (or at its end, if it never costs as much): a game
+cannot win by going farther. The committed files come from a CPU (x86-64, torch 2.15); another
+processor rounds otherwise, and games amplify that.
 """
 
 import csv
 import itertools
+import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import torch
+from torch import nn
 
 from srlab.data.bank import PatchBank
 from srlab.data.datasets import find
-from srlab.models.generators import WDRN
+from srlab.evaluation import perceptual, protocol
+from srlab.evaluation.tiling import upscale
+from srlab.models import zoo
+from srlab.models.generators import SRResNet, fold
+from srlab.models.interpolation import interpolate
 from srlab.studies.tuning import Judge, play, suggest
 from srlab.training.config import PretrainConfig
 from srlab.training.monitor import TrainingDiverged
@@ -32,6 +42,9 @@ from srlab.training.pretrain import pretrain
 
 HERE = Path(__file__).parent
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+WEIGHT = 1e-2  # of the adversarial loss, where it is not varied
+COST = 0.2  # dB
+STEPS = 96
 RANGES = {
     "generator_lr": {"low": 3e-5, "high": 3e-3, "log": True},
     "critic_lr": {"low": 1e-5, "high": 1e-2, "log": True},
@@ -40,74 +53,195 @@ RANGES = {
     "adversarial_weight": {"low": 1e-4, "high": 1e-1, "log": True},
     "batch_size": [2, 4, 8],
 }
+# SRGAN's rates (Ledig et al. 2017), which are also AdversarialConfig's.
+DEFAULT = {"generator_lr": 1e-4, "critic_lr": 1e-4, "adversarial_weight": WEIGHT}
+SCORES = ("psnr", "lpips", "at_cost")
+SEEDS = {"rates": 3, "norms": 3, "sample": 2}
+FRESH = range(10, 16)  # seeds of `confirm`
 
 
-def norms():
+def norms() -> Iterator[tuple[dict[str, Any], int]]:
     """Norm of the discriminator against batch size, everything else alike."""
     for norm, batch_size in itertools.product(("batch", "group", "instance", "none"), (1, 2, 8)):
-        setting = {"norm": norm, "batch_size": batch_size, "lr": 3e-4, "adversarial_weight": 3e-3}
-        yield setting, 48, 24
+        setting = {"norm": norm, "batch_size": batch_size, "lr": 3e-4}
+        yield setting | {"adversarial_weight": WEIGHT}, STEPS
 
 
-def rates():
+def rates() -> Iterator[tuple[dict[str, Any], int]]:
     """Learning rates of generator and critic on a grid; its diagonal is one rate for both."""
     for generator_lr, critic_lr in itertools.product(RATES, RATES):
-        yield {"generator_lr": generator_lr, "critic_lr": critic_lr}, 48, 24
+        setting = {"generator_lr": generator_lr, "critic_lr": critic_lr}
+        yield setting | {"adversarial_weight": WEIGHT}, STEPS
 
 
-def sample():
+def sample() -> Iterator[tuple[dict[str, Any], int]]:
     """Settings drawn at random from RANGES, judged early and late."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
-    for _ in range(20):
-        yield suggest(study.ask(), RANGES), 96, 12
+    for _ in range(32):
+        yield suggest(study.ask(), RANGES), STEPS // 4
 
 
-def main(names):
+PLANS = {"rates": rates, "norms": norms, "sample": sample}
+
+
+class Scorer:
+    """PSNR and LPIPS of pictures, and LPIPS at equal cost; see the module."""
+
+    def __init__(self, start: nn.Module, files: list[Path]):
+        self.start, self.pairs = start, Judge.of(files).pairs
+        self.lpips = perceptual.load("alex")
+        self.before = self.of(start)
+
+    @torch.no_grad()
+    def of(self, generator: nn.Module) -> list[tuple[float, float]]:
+        """(PSNR, LPIPS) of each picture."""
+        found = []
+        for lr, hr in self.pairs:
+            sr = upscale(generator.eval(), lr).clamp(0, 1)
+            found.append((protocol.compare(sr, hr)[0], float(self.lpips(sr[None], hr[None]))))
+        return found
+
+    def pictures(self, generator: nn.Module) -> list[dict[str, float]]:
+        """The three scores of each picture."""
+        training = generator.training
+        start = self.start if zoo.describe(self.start) == zoo.describe(generator) else None
+        ends, road = self.of(generator), [self.before]
+        for share in (0.25, 0.5, 0.75):
+            if self.cost(road[-1]) < COST and start is not None:
+                road.append(self.of(interpolate(start, generator, share)))
+        road.append(ends)
+        reached = next((i for i, p in enumerate(road) if self.cost(p) >= COST), None)
+        if reached is None:
+            at_cost = [lpips for _, lpips in ends]
+        else:
+            a, b = road[reached - 1], road[reached]
+            way = (COST - self.cost(a)) / (self.cost(b) - self.cost(a))
+            at_cost = [x[1] + way * (y[1] - x[1]) for x, y in zip(a, b, strict=True)]
+        generator.train(training)
+        return [
+            dict(zip(SCORES, (*end, lpips), strict=True))
+            for end, lpips in zip(ends, at_cost, strict=True)
+        ]
+
+    def cost(self, found: list[tuple[float, float]]) -> float:
+        """dB below the start, the mean over the pictures."""
+        return statistics.mean(a[0] - b[0] for a, b in zip(self.before, found, strict=True))
+
+    def __call__(self, generator: nn.Module) -> dict[str, float]:
+        """The means over the pictures."""
+        found = self.pictures(generator)
+        return {name: statistics.mean(scores[name] for scores in found) for name in SCORES}
+
+
+def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    bank = PatchBank.from_files(find("photos"))
-    judge = Judge.of(find("photos-valid"))
-    torch.manual_seed(0)
-    generator = WDRN(n_blocks=2, n_layers=2, n_features=16, growth=8)  # no batch norm of its own
-    first = PretrainConfig(
-        steps=300, batch_size=8, patch_size=12, lr=2e-3, log_every=50, validate_every=0
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        start = pretrain(generator, bank, first, folder, progress=False).generator
-    print("start", judge(start), flush=True)
+    bank = PatchBank.from_files(find("bsds400"), detail=0.5)
+    start = pretrained(bank)
+    scorer = Scorer(start, find("set14")[::2])
+    print("start", scorer(start), flush=True)
     for name in names:
-        plan = list({"norms": norms, "rates": rates, "sample": sample}[name]())
-        columns = ["seed", "number", *plan[0][0], "step", "psnr", "features"]
-        path = HERE / f"07_{name}.csv"
-        done = set()
-        if path.exists():
-            with path.open() as file:
-                done = {(int(row["seed"]), int(row["number"])) for row in csv.DictReader(file)}
+        if name == "confirm":
+            confirm(bank, start)
         else:
-            path.write_text(",".join(columns) + "\n")
-        for seed, (number, (setting, steps, every)) in itertools.product(
-            range(3 if name == "rates" else 2), enumerate(plan)
-        ):
-            if (seed, number) in done:
+            measure(name, bank, start, scorer)
+
+
+def pretrained(bank: PatchBank) -> nn.Module:
+    """The start of all games."""
+    torch.manual_seed(0)
+    bank.generator.manual_seed(0)
+    network = SRResNet(n_features=16, batch_norm=False)
+    config = PretrainConfig(
+        steps=3200, batch_size=4, patch_size=16, lr=2e-3, optimizer="muon", log_every=100,
+        validate_every=0, checkpoint_every=0,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        result = pretrain(network, bank, config, folder, progress=False)
+    return result.generator.requires_grad_(True)
+
+
+def measure(name: str, bank: PatchBank, start: nn.Module, scorer: Scorer) -> None:
+    plan = list(PLANS[name]())
+    columns = ["seed", "number", *plan[0][0], "step", *SCORES]
+    path, done = begun(HERE / f"07_{name}.csv", columns, ("seed", "number"))
+    for seed, (number, (setting, every)) in itertools.product(range(SEEDS[name]), enumerate(plan)):
+        if (str(seed), str(number)) in done:
+            continue
+        rows = [[seed, number, *setting.values(), 0, *scorer(start).values()]]
+
+        def report(step, scores, rows=rows, setting=setting, seed=seed, number=number):
+            rows.append([seed, number, *setting.values(), step, *scores.values()])
+
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                play(
+                    setting, folder, generator=start, bank=bank, judge=scorer, steps=STEPS,
+                    every=every, seed=seed, report=report,
+                )  # fmt: skip
+            except TrainingDiverged:
+                rows.append([seed, number, *setting.values(), STEPS, *["nan"] * len(SCORES)])
+        write(path, rows)
+        print(name, seed, number, rows[-1][-4:], flush=True)
+
+
+def chosen() -> dict[str, dict[str, Any]]:
+    """The settings that are confirmed: the default, and the best found by grid and by sample."""
+    found = {"default": DEFAULT}
+    for name in ("rates", "sample"):
+        with (HERE / f"07_{name}.csv").open() as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) == STEPS]
+        by_number: dict[int, list[float]] = {}
+        for row in rows:
+            by_number.setdefault(int(row["number"]), []).append(float(row["at_cost"]))
+        best = min(by_number, key=lambda n: statistics.mean(by_number[n]))
+        found[f"best of {name}"] = list(PLANS[name]())[best][0]
+    return found
+
+
+def confirm(bank: PatchBank, start: nn.Module) -> None:
+    """Do the chosen settings keep their advantage, with other seeds and on other pictures?
+
+    Once more from the small start, and then from the released SRResNet, of 64 channels.
+    """
+    columns = ["start", "setting", "seed", "picture", *SCORES]
+    path, done = begun(HERE / "07_confirm.csv", columns, ("start", "setting", "seed"))
+    starts = {"16 channels": start, "released srresnet": fold(zoo.load("srresnet"))}
+    files = find("bsd100")[::4]
+    for (place, network), seeds in zip(starts.items(), (6, 3), strict=True):
+        scorer = Scorer(network, files)
+        for seed, (name, setting) in itertools.product(FRESH[:seeds], chosen().items()):
+            if (place, name, str(seed)) in done:
                 continue
-            rows = [[seed, number, *setting.values(), 0, *judge(start).values()]]
-
-            def report(step, scores, rows=rows, setting=setting, seed=seed, number=number):
-                rows.append([seed, number, *setting.values(), step, *scores.values()])
-
+            ends: list[nn.Module] = []
             with tempfile.TemporaryDirectory() as folder:
-                try:
-                    play(
-                        setting, folder, generator=start, bank=bank, judge=judge, steps=steps,
-                        every=every, seed=seed, report=report,
-                    )  # fmt: skip
-                except TrainingDiverged:
-                    rows.append([seed, number, *setting.values(), steps, "nan", "nan"])
-            with path.open("a", newline="") as file:
-                short = [[f"{x:.5g}" if isinstance(x, float) else x for x in r] for r in rows]
-                csv.writer(file, lineterminator="\n").writerows(short)
-            print(name, seed, number, rows[-1][-3:], flush=True)
+                play(
+                    setting, folder, generator=network.requires_grad_(True), bank=bank,
+                    judge=lambda model, ends=ends: ends.append(model) or {}, steps=STEPS,
+                    every=STEPS, seed=seed,
+                )  # fmt: skip
+            found = scorer.pictures(ends[-1])
+            key = [place, name, seed]
+            names = [file.stem for file in files]
+            write(path, [[*key, n, *s.values()] for n, s in zip(names, found, strict=True)])
+            print(*key, {n: statistics.mean(s[n] for s in found) for n in SCORES}, flush=True)
+
+
+def begun(
+    path: Path, columns: list[str], key: tuple[str, ...]
+) -> tuple[Path, set[tuple[str, ...]]]:
+    """The file, with its head, and the games that it holds."""
+    if not path.exists():
+        path.write_text(",".join(columns) + "\n")
+    with path.open() as file:
+        return path, {tuple(row[name] for name in key) for row in csv.DictReader(file)}
+
+
+def write(path: Path, rows: list[list[Any]]) -> None:
+    with path.open("a", newline="") as file:
+        short = [[f"{x:.5g}" if isinstance(x, float) else x for x in row] for row in rows]
+        csv.writer(file, lineterminator="\n").writerows(short)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["rates", "norms", "sample"])
+    main(sys.argv[1:] or ["rates", "norms", "sample", "confirm"])

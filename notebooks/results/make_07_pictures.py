@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python notebooks/results/make_07_pictures.py \\
         --data bsds400 --data wallpapers@2
 
-An hour on one CPU core. Each row is a training of WDRN from scratch, with all pictures or a random
-part of them (another for each seed), and the mean PSNR (dB, luma) of the averaged generator on the
+A quarter of an hour of one CPU core. Each row is a training of SRResNet with 16 features, from
+scratch and by the course's recipe, with all pictures or a random part of them (another for each
+seed), and the mean PSNR (dB, luma) of the averaged generator on the
 sets at hand. Several may run side by side, with one ``--seed`` each; a killed run goes on by the
 same command.
 """
@@ -20,14 +21,14 @@ import torch
 from srlab.data.bank import PatchBank
 from srlab.data.datasets import DATASETS, find, status, training_files
 from srlab.evaluation import protocol
-from srlab.models.generators import WDRN
+from srlab.models.generators import SRResNet
 from srlab.training.config import PretrainConfig
-from srlab.training.engine import Engine, default_fabric
+from srlab.training.engine import default_fabric
 from srlab.training.pretrain import pretrain
 
 FILE = Path(__file__).with_name("07_pictures.csv")
 PICTURES = (5, 50, None)  # None: all
-STEPS = (1000, 4000)
+STEPS = (800, 3200)
 SETS = ("photos-valid", "set5", "set14")
 
 
@@ -49,7 +50,7 @@ def main():
             if not todo:
                 continue
             bank = PatchBank.from_files(
-                [files[i] for i in chosen], 4, "cpu", seed, [shrink[i] for i in chosen]
+                [files[i] for i in chosen], 4, "cpu", seed, [shrink[i] for i in chosen], detail=0.5
             )
             for steps in todo:
                 row = [seed, len(chosen), steps, *train(bank, seed, steps, sets)]
@@ -69,13 +70,13 @@ def train(bank, seed, steps, sets):
     torch.manual_seed(seed)
     bank.generator.manual_seed(seed)
     config = PretrainConfig(
-        steps=steps, batch_size=4, warmup_steps=100, log_every=100, validate_every=0,
-        checkpoint_every=0,
+        steps=steps, batch_size=4, patch_size=16, lr=2e-3, optimizer="muon", log_every=100,
+        validate_every=0, checkpoint_every=0,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         generator = pretrain(
-            WDRN(), bank, config, folder, fabric=default_fabric("cpu", "bf16-mixed"),
-            engine=Engine(compile="default"), progress=False,
+            SRResNet(n_features=16, batch_norm=False), bank, config, folder,
+            fabric=default_fabric("cpu", "bf16-mixed"), progress=False,
         ).generator  # fmt: skip
     scores = [protocol.mean_psnr(generator, find(name)) for name in sets]
     return [round(score, 3) for score in scores]

@@ -91,7 +91,7 @@ def play(
     *,
     generator: nn.Module,
     bank: PatchBank,
-    judge: Judge,
+    judge: Callable[[nn.Module], dict[str, float]],
     steps: int,
     every: int,
     seed: int = 0,
@@ -108,6 +108,7 @@ def play(
         folder: of the run.
         generator: pre-trained; a copy of it plays.
         steps: length of the game.
+        judge: scores a generator; see :class:`Judge`.
         every: steps between two calls of ``report``, which gets the step and the judge's scores.
         seed: of weights and crops.
 
