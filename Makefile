@@ -13,7 +13,7 @@ FAST := bank config critics degradation grow interpolation losses metrics order 
 	scores state statistics tiling
 CHAPTERS := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 
-.PHONY: help course check lint test lab site bench soak figures refresh format lock clean
+.PHONY: help course check lint test lab site bench soak tables figures refresh format lock clean
 
 help:
 	@echo "make course   run all chapters, write them to runs/$(PROFILE)/ (PROFILE=smoke, lite or full)"
@@ -23,6 +23,7 @@ help:
 	@echo "make site     render the stored chapters and the docstrings to site/, a static web site"
 	@echo "make bench    measure this machine: crops and training patches a second"
 	@echo "make soak     kill, starve and damage for 15 minutes, and count what is lost (MINUTES=3 for less)"
+	@echo "make tables   bring tables and counts of the READMEs up to date with notebooks/results/"
 	@echo "make figures  rebuild figures/"
 	@echo "make refresh  run the chapters in place, to store new outputs (CHAPTER=02 for one)"
 	@echo "make lock     renew requirements.lock from pyproject.toml"
@@ -56,6 +57,9 @@ bench: $(VENV)/ready
 
 soak: $(VENV)/ready
 	@$(BIN)/python scripts/soak.py --minutes $(MINUTES)
+
+tables: $(VENV)/ready
+	@$(BIN)/python scripts/tables.py
 
 figures: $(VENV)/ready
 	@$(BIN)/python figures/make_figures.py

@@ -1,7 +1,6 @@
 """Make the pictures in this folder from released weights and CSV files: ``make figures``."""
 
 import csv
-import re
 from pathlib import Path
 
 import torch
@@ -117,20 +116,8 @@ def upscaling_cost() -> figures.Figure:
     )
 
 
-def write_verdicts(readme: Path = HERE.parent / "README.md") -> None:
-    """Bring the README's count and table of verdicts up to date with the results."""
-    judged = claims.judge(HERE.parent / "notebooks" / "results" / "ablation-lite")
-    decided = sum(j.verdict != "inconclusive" for j in judged)
-    text = readme.read_text(encoding="utf-8")
-    counted = f"Of {len(judged)} claims, {decided} are decided"
-    text = re.sub(r"Of \d+ claims, \d+ are decided", counted, text)
-    text = re.sub(r"\| claim \| verdict .*?\n\n", claims.table(judged) + "\n\n", text, flags=re.S)
-    readme.write_text(text, encoding="utf-8")
-
-
 if __name__ == "__main__":
     torch.manual_seed(0)
-    write_verdicts()
     for figure in (side_by_side, learning_curve, recipe, claims_in_margins, upscaling_cost):
         path = HERE / f"{figure.__name__}.png"
         figure().savefig(path)
