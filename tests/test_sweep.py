@@ -1,16 +1,14 @@
 """srlab.studies.sweep on a tiny chapter: every run is a real process, some of them die."""
 
 import csv
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import nbformat
 import pytest
+from processes import srlab, start
 
 from srlab.course.paths import CourseError
 from srlab.course.settings import SettingsError
@@ -21,20 +19,24 @@ from srlab.studies.tuning import TuningError
 
 CLONE = Path(__file__).resolve().parents[1]
 PARAMETERS = 'profile = "lite"\nseed = 0\nx = None\nwait = None'
-# Leaves a line in diary.txt each time that it is begun, x squared in metrics.json when it ends.
+# Leaves a line in diary.txt each time that it is begun, x squared in metrics.json when it ends;
+# in between it waits as long as x is in hold.txt. Like a chapter, but it spares itself torch.
 BODY = """
 import os, pathlib, time
-from srlab import course
-settings = course.begin("02", globals())
-with open(pathlib.Path(os.environ["SRLAB_COURSE"]) / "diary.txt", "a") as diary:
+from srlab.course.paths import write_json
+from srlab.course.settings import settings
+settings = settings("02", profile=profile, seed=seed, x=x, wait=wait)
+root = pathlib.Path(os.environ["SRLAB_COURSE"])
+with open(root / "diary.txt", "a") as diary:
     diary.write(f"{settings.x} {os.getpid()}\\n")
 begun = settings.run / "begun"
 if settings.x == 13 or (settings.x == 12 and not begun.exists()):
     begun.touch()
     raise ValueError(f"{settings.x} is unlucky")
-time.sleep(settings.wait)
+while f"{settings.x}" in (root / "hold.txt").read_text().split():
+    time.sleep(0.05)
 metrics = {"square": settings.x**2, "deep": {"cube": settings.x**3}, "word": "no number"}
-settings.save(metrics)
+write_json(settings.run / "metrics.json", metrics)
 """
 
 
@@ -48,6 +50,7 @@ def root(tmp_path, monkeypatch):
         nbformat.v4.new_code_cell(BODY),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), root / "notebooks/02_tiny.ipynb")
+    (root / "hold.txt").touch()
     monkeypatch.setenv("SRLAB_COURSE", str(root))
     monkeypatch.delenv("SRLAB_RUNS", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(CLONE))
@@ -61,18 +64,39 @@ def write(root, text):
 
 
 def diary(root):
-    """x of every run that was begun, in order."""
+    """(x, the kernel's process) of every run that was begun, in order."""
     path = root / "diary.txt"
-    text = path.read_text() if path.exists() else ""
-    return [float(line.split()[0]) for line in text.splitlines()]
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(float(x), int(process)) for x, process in map(str.split, lines)]
 
 
-def alive(pid):
+def begun(root):
+    return [x for x, _ in diary(root)]
+
+
+def status(pid):
+    """State and parent of a process; Z is one that has ended, and nobody asked how."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[:2]
+    except FileNotFoundError:
+        return "Z", 0
+    return state, int(parent)
+
+
+def wait_until(condition, process, seconds=600.0):
+    """On a busy computer a run takes long to begin; but a process that has ended begins none."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.exitcode is None, "the sweep has ended"
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def wait_for_the_end_of(pid, seconds=600.0):
+    end = time.monotonic() + seconds
+    while status(pid)[0] != "Z":
+        assert time.monotonic() < end, f"{pid} is still there"
+        time.sleep(0.05)
 
 
 def start_ray(ray):
@@ -85,17 +109,6 @@ def start_ray(ray):
                 raise
 
 
-def parent(pid):
-    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-
-
-def wait_until(condition, seconds=90.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
-
-
 def results(folder):
     with open(folder / "results.csv") as file:
         return list(csv.DictReader(file))
@@ -104,40 +117,52 @@ def results(folder):
 def test_a_failed_run_is_tried_again_and_the_others_finish(root):
     """12 fails once, 13 always."""
     file = write(root, "grid: {x: [12.0, 13.0, 3.0]}\n")
-    command = [sys.executable, "-m", "srlab", "sweep", str(file), "--jobs", "2"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "srlab: 1 of 3 runs failed twice" in done.stderr
-    assert "ValueError: 13.0 is unlucky" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert sorted(diary(root)) == [3.0, 12.0, 12.0, 13.0, 13.0]
+    log = root / "log.txt"
+    process = start(srlab, "sweep", file, "--jobs", 2, log=log)
+    process.join()
+    said = log.read_text()
+    assert process.exitcode == 1, said
+    assert "srlab: 1 of 3 runs failed twice" in said
+    assert "run-0001" in said.partition("failed twice")[2]
+    assert "ValueError: 13.0 is unlucky" in said
+    assert "Traceback" not in said
+    assert sorted(begun(root)) == [3.0, 12.0, 12.0, 13.0, 13.0]
 
     folder = root / "runs/sweeps/spec"
-    rows = {float(row["x"]): row for row in results(folder)}
-    assert [rows[x]["status"] for x in (12.0, 13.0, 3.0)] == ["done", "failed", "done"]
-    assert (float(rows[3.0]["square"]), float(rows[3.0]["deep.cube"])) == (9.0, 27.0)
-    assert rows[13.0]["square"] == ""
-    assert "word" not in rows[3.0]
-    manifest = json.loads((folder / "manifest.json").read_text())
-    attempts = {run["parameters"]["x"]: run["attempts"] for run in manifest.values()}
-    assert attempts == {12.0: 2, 13.0: 2, 3.0: 1}
-    assert all((folder / key / "lite/02_tiny.ipynb").is_file() for key in manifest)
+    rows = results(folder)
+    assert [row["run"] for row in rows] == ["run-0000", "run-0001", "run-0002"]
+    assert [float(row["x"]) for row in rows] == [12.0, 13.0, 3.0]
+    assert [row["status"] for row in rows] == ["done", "failed", "done"]
+    assert (float(rows[2]["square"]), float(rows[2]["deep.cube"])) == (9.0, 27.0)
+    assert rows[1]["square"] == ""
+    assert "word" not in rows[2]
+    assert all((folder / row["run"] / "lite/02_tiny.ipynb").is_file() for row in rows)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kills by signal")
-def test_a_killed_sweep_goes_on_and_leaves_nothing_running(root):
-    file = write(root, "parameters: {wait: 1.0}\ngrid: {x: [1.0, 2.0]}\n")
-    command = [sys.executable, "-m", "srlab", "sweep", str(file)]
-    process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL)
-    wait_until(lambda: diary(root) == [1.0, 2.0])
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    kernel = int((root / "diary.txt").read_text().splitlines()[1].split()[1])
-    wait_until(lambda: not alive(kernel))
+def test_what_is_killed_is_done_again_and_nothing_else(root):
+    """First the process of a run is killed, then the sweep in another run."""
+    hold = root / "hold.txt"
+    hold.write_text("1.0 2.0")
+    file = write(root, "grid: {x: [1.0, 2.0]}\n")
+    process = start(srlab, "sweep", file, log=root / "log.txt")
+    wait_until(lambda: begun(root) == [1.0], process)
+    os.kill(status(diary(root)[0][1])[1], signal.SIGKILL)
+    wait_until(lambda: begun(root) == [1.0, 1.0], process)
+    hold.write_text("2.0")
+    wait_until(lambda: begun(root) == [1.0, 1.0, 2.0], process)
+    with pytest.raises(InUse, match=f"process {process.pid} does a sweep there"):
+        run_sweep(file)
+    process.kill()
+    process.join()
+    wait_for_the_end_of(diary(root)[-1][1])  # no run goes on without its sweep
 
+    hold.write_text("")
     folder = run_sweep(file)
-    assert [float(row["square"]) for row in results(folder)] == [1.0, 4.0]
-    assert diary(root) == [1.0, 2.0, 2.0]  # the killed one again, the first one not
+    rows = results(folder)
+    assert [float(row["square"]) for row in rows] == [1.0, 4.0]
+    assert [row["run"] for row in rows] == ["run-0000", "run-0001"]
+    assert begun(root) == [1.0, 1.0, 2.0, 2.0]
 
 
 @pytest.fixture
@@ -146,11 +171,9 @@ def pretended(monkeypatch):
     executed = []
 
     def execute(job, stop=None):
-        x = job["course"]["parameters"]["x"]
+        x = job["parameters"]["x"]
         executed.append(x)
-        if x == 5:
-            return {"status": "failed", "seconds": 0.0, "error": "five"}
-        return {"status": "done", "seconds": 0.0, "metrics": {"loss": (x - 2) ** 2}}
+        return ({}, "five") if x == 5 else ({"loss": (x - 2) ** 2}, "")
 
     monkeypatch.setattr(sweep, "execute", execute)
     return executed
@@ -179,7 +202,7 @@ def test_a_study_repeats_the_trial_in_which_it_was_killed(root, monkeypatch, pre
 
     def killed(job, stop=None):
         if len(pretended) == 2 and not first:
-            first.append(job["course"]["parameters"]["x"])
+            first.append(job["parameters"]["x"])
             raise KeyboardInterrupt
         return work(job)
 
@@ -208,12 +231,42 @@ def test_a_grid_leaves_alone_what_is_done_and_tries_again_what_failed(root, pret
     assert pretended == [1.0, 5.0, 3.0, 5.0]
 
 
-def test_a_key_is_that_of_the_parameters_whatever_their_order(root):
+def test_a_grid_may_grow_and_shrink(root, pretended):
+    """Only what is new is run, and the table is about what the file says."""
+    folder = run_sweep(write(root, "parameters: {wait: 0.0}\ngrid: {x: [1.0, 3.0]}\n"))
+    run_sweep(write(root, "parameters: {wait: 0.0}\ngrid: {seed: [0], x: [4.0, 3.0, 4]}\n"))
+    assert pretended == [1.0, 3.0, 4.0, 3.0]  # a run with a seed is another run
+    run_sweep(write(root, "grid: {x: [3.0, 1.0], wait: [0.0]}\n"))
+    assert len(pretended) == 4
+    assert [float(row["x"]) for row in results(folder)] == [1.0, 3.0]
+
+
+def test_a_grid_is_every_combination(root):
     grid = read_sweep(write(root, "parameters: {wait: 0.5}\ngrid: {x: [1.0, 2.0], seed: [0, 1]}\n"))
-    assert len({grid.key(run) for run in grid.runs()}) == 4
-    assert grid.runs()[1] == {"wait": 0.5, "x": 1.0, "seed": 1}
-    assert grid.key({"x": 1.0, "seed": 1}) == grid.key({"seed": 1, "x": 1.0})
-    assert grid.key({"x": 1.0, "seed": 1}) != grid.key({"x": 1.0, "seed": 2})
+    assert grid.runs() == [
+        {"wait": 0.5, "x": 1.0, "seed": 0},
+        {"wait": 0.5, "x": 1.0, "seed": 1},
+        {"wait": 0.5, "x": 2.0, "seed": 0},
+        {"wait": 0.5, "x": 2.0, "seed": 1},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("grid: {x: [1.0]}\n", "profile: other\ngrid: {x: [1.0]}\n"),
+        ("grid: {x: [1.0]}\n", "study: {trials: 1, minimize: loss, ranges: {x: [1.0]}}\n"),
+        (STUDY.format(1), STUDY.format(1).replace("4.0", "3.0")),
+        (STUDY.format(1), STUDY.format(1).replace("loss", "gain")),
+        (STUDY.format(1), "parameters: {wait: 1.0}\n" + STUDY.format(1)),
+    ],
+)
+def test_a_folder_keeps_to_one_sweep(root, pretended, first, second):
+    (root / "notebooks/profiles/other.yaml").write_text("profile: other\nx: 1.0\nwait: 0.0\n")
+    run_sweep(write(root, first))
+    with pytest.raises(TuningError, match=r"spec holds a study with another .* choose another"):
+        run_sweep(write(root, second))
+    assert len(pretended) == 1
 
 
 @pytest.mark.parametrize(
@@ -224,6 +277,14 @@ def test_a_key_is_that_of_the_parameters_whatever_their_order(root):
         ("grid: {x: [1.0, many]}", SettingsError, "x must be float"),
         ("grid: {x: [1e-5]}", SettingsError, "x must be float"),
         ("grid: {x: 1.0}", SweepError, "x needs a list of values"),
+        ("grid: {x: {low: 1.0, high: 2.0}}", SweepError, "x needs a list of values"),
+        ("grid: {x: [.nan]}", SweepError, "x cannot be nan"),
+        ("grid: {x: [-.inf]}", SweepError, "x cannot be -inf"),
+        (f"grid: {{seed: [1{'0' * 400}]}}", SweepError, "seed cannot be 10"),
+        (f"grid: {{seed: [1{'0' * 5000}]}}", SweepError, "holds something else than numbers"),
+        ("grid: {x: [[1.0]]}", SweepError, r"x cannot be \[1.0\]"),
+        ("grid: " + "[" * 1500, SweepError, "nested too deeply"),
+        ("grid: {seed: [\x07]}", SweepError, "not valid YAML"),
         ("grid: {seed: [2026-01-01]}", SweepError, "seed cannot be datetime"),
         ("grid: {}", SweepError, "grid is empty"),
         ("parameters: {x: 1.0}\ngrid: {x: [1.0]}", SweepError, "x is given twice"),
@@ -235,7 +296,9 @@ def test_a_key_is_that_of_the_parameters_whatever_their_order(root):
         ("chapter: 3\ngrid: {x: [1.0]}", CourseError, "no chapter 03"),
         ("study: {trials: 2, ranges: {x: [1.0]}}", SweepError, "`maximize:` or `minimize:`"),
         ("study: {maximize: a, ranges: {x: [1.0]}}", SweepError, "a whole number above 0"),
-        ("study: {trials: 2, maximize: a}", SweepError, "needs `ranges:`"),
+        ("study: {trials: 2, maximize: a}", SweepError, "`ranges:`"),
+        ("study: {trials: 2, maximize: a, minimize: a, ranges: {x: [1.0]}}", SweepError, "one of"),
+        ("study: {trials: 2, maximize: [a], ranges: {x: [1.0]}}", SweepError, "with a key of"),
         (STUDY.format(2).replace("high: 4.0", "high: -4.0"), TuningError, "x: .* is no range"),
         (STUDY.format(2).replace("x:", "xx:"), SettingsError, "Unknown parameter xx"),
     ],
@@ -244,24 +307,6 @@ def test_a_wrong_file_is_refused_before_anything_runs(root, text, error, message
     with pytest.raises(error, match=message):
         run_sweep(write(root, text))
     assert not (root / "runs").exists()
-
-
-def test_a_sweep_runs_once_at_a_time(root):
-    code = """
-import sys, time
-from pathlib import Path
-from srlab.files import only_here
-with only_here(Path(sys.argv[1]), "a test"):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-    command = [sys.executable, "-c", code, str(root / "out")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "held\n"
-        with pytest.raises(InUse, match=f"process {process.pid} does a sweep there"):
-            run_sweep(write(root, "grid: {x: [1.0]}"), root / "out")
-        process.kill()
-    assert not (root / "out" / "manifest.json").exists()
 
 
 def test_a_file_that_is_not_there(root):
@@ -273,22 +318,25 @@ def test_a_file_that_is_not_there(root):
 def test_a_cluster_that_loses_a_worker_loses_no_run(root, monkeypatch):
     """A real Ray cluster of two cores on this computer; the worker of one run is killed."""
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install srlab[cluster]")
-    file = write(root, "parameters: {wait: 2.0}\ngrid: {x: [1.0, 2.0]}\n")
+    (root / "hold.txt").write_text("1.0 2.0")
+    file = write(root, "grid: {x: [1.0, 2.0]}\n")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else Ray leaves a token in the home folder
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else a busy computer hardly lets them begin
     start_ray(ray)
     try:
         address = ray.get_runtime_context().gcs_address
-        command = [sys.executable, "-m", "srlab", "sweep", str(file), "--ray", address]
-        process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
-        wait_until(lambda: diary(root))
-        kernel = int((root / "diary.txt").read_text().splitlines()[0].split()[1])
-        worker = parent(parent(kernel))
+        process = start(srlab, "sweep", file, "--ray", address, log=root / "log.txt")
+        wait_until(lambda: begun(root), process)
+        kernel = diary(root)[0][1]
+        worker = status(status(kernel)[1])[1]
         assert "ray::" in Path(f"/proc/{worker}/cmdline").read_text()
         os.kill(worker, signal.SIGKILL)
-        wait_until(lambda: not alive(kernel))
-        out = process.communicate(timeout=120)[0]
+        wait_for_the_end_of(kernel)
+        (root / "hold.txt").write_text("")
+        process.join(600)
     finally:
         ray.shutdown()
-    assert process.returncode == 0, out
+    assert process.exitcode == 0, (root / "log.txt").read_text()
     assert [float(row["square"]) for row in results(root / "runs/sweeps/spec")] == [1.0, 4.0]
     assert len(diary(root)) == 3  # two runs, one of them begun twice

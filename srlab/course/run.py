@@ -235,22 +235,25 @@ def _literal(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
+def environment() -> dict[str, str]:
+    """Variables by which a process, wherever it starts, finds this course, its data, this srlab."""
+    package = str(Path(__file__).resolve().parents[2])
+    data = os.path.expanduser(os.environ.get("SRLAB_DATA", "")).split(os.pathsep)
+    return {
+        "SRLAB_COURSE": str(paths.course_root()),
+        "SRLAB_DATA": os.pathsep.join(map(os.path.abspath, filter(None, data))),
+        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
+    }
+
+
 def _kernel_manager(runs: Path) -> type:
     """A kernel of this interpreter, whatever kernels are registered for the user, and its srlab."""
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
 
-    package = str(Path(__file__).resolve().parents[2])
-    data = os.path.expanduser(os.environ.get("SRLAB_DATA", "")).split(os.pathsep)
-    environment = {
-        "SRLAB_COURSE": str(paths.course_root()),
-        "SRLAB_RUNS": str(runs),
-        "SRLAB_DATA": os.pathsep.join(map(os.path.abspath, filter(None, data))),
-        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
-    }
     command = get_kernel_dict(extra_arguments=["--log-level=CRITICAL"])
-    spec = KernelSpec(**command, env=environment)
+    spec = KernelSpec(**command, env={**environment(), "SRLAB_RUNS": str(runs)})
     return type("ThisInterpreter", (AsyncKernelManager,), {"kernel_spec": spec})
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -256,8 +257,12 @@ def open_study(
     ranges: Ranges,
     direction: str,
     pruner: "optuna.pruners.BasePruner | None" = None,
+    about: Mapping[str, Any] = MappingProxyType({}),
 ) -> "optuna.Study":
     """The Optuna study of a folder, from its journal if there is one.
+
+    Args:
+        about: what else all trials of the folder have in common, by name.
 
     Raises:
         TuningError: a range is no range, or the journal is that of another study.
@@ -281,12 +286,15 @@ def open_study(
         load_if_exists=True,
     )
     plain = {n: dict(r) if isinstance(r, Mapping) else list(r) for n, r in ranges.items()}
-    if study.user_attrs.get("ranges", plain) != plain or study.direction.name != direction.upper():
+    common = {"ranges": plain, **about}
+    same = all(study.user_attrs.get(name, value) == value for name, value in common.items())
+    if not same or study.direction.name != direction.upper():
         raise TuningError(
-            f"{folder} holds a study with another objective or other ranges: choose another "
-            "folder, or delete it."
+            f"{folder} holds a study with another objective or other {', '.join(common)}: choose "
+            "another folder, or delete it."
         )
-    study.set_user_attr("ranges", plain)
+    for name, value in common.items():
+        study.set_user_attr(name, value)
     return study
 
 
