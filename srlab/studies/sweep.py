@@ -319,8 +319,8 @@ def execute(job: dict[str, Any], stop: threading.Event | None = None) -> tuple[d
 def child(job: str) -> int:
     """What the process of a run does; when nobody waits for it any more, it ends.
 
-    No run goes on unseen and meets its own repetition in one folder: whoever started it holds the
-    other end of its standard input, and lets go when killed.
+    So a killed sweep leaves no run behind that would write into the folder of its repetition: whoever
+    started the run holds the other end of its standard input, and lets go when killed.
     """
 
     def leave_with_parent() -> None:
