@@ -240,7 +240,8 @@ def _trials(study: "optuna.Study", sweep: Sweep) -> Iterator["optuna.Trial"]:
     begun = [trial.user_attrs["parameters"] for trial in runs]
     left = [trial.user_attrs["parameters"] for trial in runs if not _done(trial)]
     left += [parameters for parameters in planned if parameters not in begun]
-    done = len(planned) - len(left) if planned else sum(map(_done, study.get_trials(deepcopy=False)))
+    done = sum(map(_done, study.get_trials(deepcopy=False)))
+    done = len(planned) - len(left) if planned else done
     print(f"{len(planned) or sweep.trials} runs, {done} of them done before")
     new = sweep.trials - done - len(left)
     for given in itertools.chain(left, (None for _ in range(new))):
@@ -319,8 +320,8 @@ def execute(job: dict[str, Any], stop: threading.Event | None = None) -> tuple[d
 def child(job: str) -> int:
     """What the process of a run does; when nobody waits for it any more, it ends.
 
-    So a killed sweep leaves no run behind that would write into the folder of its repetition: whoever
-    started the run holds the other end of its standard input, and lets go when killed.
+    So a killed sweep leaves no run behind that would write into the folder of its repetition:
+    whoever started the run holds the other end of its standard input, and lets go when killed.
     """
 
     def leave_with_parent() -> None:
