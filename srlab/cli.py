@@ -51,21 +51,21 @@ def fetch(
     ],
     into: Annotated[Path | None, typer.Option(help="Folder to put it in; default: data/.")] = None,
 ) -> None:
-    """Download an image set, check it and unpack it; or weights of VGG or for LPIPS."""
+    """Download an image set, check it and unpack it; or download the weights of VGG or LPIPS."""
     from srlab.data import datasets
 
     if name in ("vgg16", "vgg19"):
         from srlab.models import vgg
 
         if into:
-            raise SrlabError(f"{name} goes where torch keeps its weights: leave --into out.")
+            raise SrlabError(f"{name} always goes where torch keeps its weights: leave out --into.")
         print(f"{name}: {vgg.PRETRAINED[name].fetch()}")
         return
     if name.startswith("lpips-"):
         from srlab.evaluation import perceptual
 
         if into:
-            raise SrlabError(f"{name} goes where torch keeps its weights: leave --into out.")
+            raise SrlabError(f"{name} always goes where torch keeps its weights: leave out --into.")
         print(f"{name}: {perceptual.fetch(name.removeprefix('lpips-'))}")
         return
     files = datasets.fetch(name, into)
@@ -78,7 +78,7 @@ def pack(
     out: Annotated[Path, typer.Argument(help="Folder for the pixels, for `train --data`.")],
     scale: Annotated[int, typer.Option(help="HR size / LR size.")] = 4,
 ) -> None:
-    """Decode a set once onto disk: trainings then start at once, and it may exceed the memory."""
+    """Decode a set once, onto disk: trainings start at once, and it may be larger than memory."""
     from srlab.data.bank import PatchBank
     from srlab.data.datasets import training_files
 
@@ -139,7 +139,7 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Default: 1000.")] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="A time budget in place of --steps.")
+        float | None, typer.Option(help="Time budget in minutes, instead of --steps.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Crops a step; default 4.")] = None,
     patch_size: Annotated[int | None, typer.Option(help="Side of the LR crop; default 24.")] = None,
@@ -148,12 +148,12 @@ def train(
         typer.Option(help="The generator's learning rate; default 1e-3, for games 2e-4."),
     ] = None,
     critic_lr: Annotated[
-        float | None, typer.Option(help="Games: the critic's; default as the recipe says.")
+        float | None, typer.Option(help="Games: the critic's learning rate; default: the recipe's.")
     ] = None,
     loss: Annotated[str | None, typer.Option(help="Pixel loss, l1 or mse.")] = None,
     features: Annotated[
         str | None,
-        typer.Option(help="Games: of the perceptual loss, vgg19-slim (default), vgg16 or vgg19."),
+        typer.Option(help="Games: perceptual loss by vgg19-slim (default), vgg16 or vgg19."),
     ] = None,
     critic: Annotated[
         str | None,
@@ -188,8 +188,8 @@ def train(
     """Train a generator, or go on with a run that was stopped.
 
     `srlab train wdrn` trains for PSNR. `srlab train wdrn-vgg-wgan --init runs/wdrn` plays the
-    adversarial game from there, its batch norm folded. Ctrl-C and SIGTERM save (status 130 and
-    143); the same command goes on.
+    adversarial game from there, its batch norm folded. Ctrl-C and SIGTERM save the run and stop it
+    (status 130 and 143); the same command goes on with it.
     Several GPUs: `torchrun --nproc-per-node 4 -m srlab train ...`; --batch-size is that of each.
     """
     from copy import deepcopy
@@ -204,7 +204,7 @@ def train(
     from srlab.training.engine import ENGINES, default_fabric, mean_over_processes
 
     if steps is not None and minutes is not None:
-        raise SrlabError("--steps and --minutes exclude each other: give one of them.")
+        raise SrlabError("--steps and --minutes cannot be combined: give one of them.")
     recipe = recipes.find(model)
     if critic is not None:
         recipe = recipes.with_critic(recipe, critic)
@@ -321,7 +321,7 @@ def _initial(init: str | None, model: str, recipe: Any) -> Any:
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished training run.")],
     file: Annotated[Path, typer.Argument(help="Weight file to write, .safetensors.")],
-    trained_on: Annotated[str, typer.Option(help="What the model card says of the data.")] = "",
+    trained_on: Annotated[str, typer.Option(help="What the model card says about the data.")] = "",
     half: Annotated[bool, typer.Option(help="Store half-precision floats.")] = False,
 ) -> None:
     """Write a run's generator as a small weight file, with its log and its measured figures.
@@ -347,7 +347,7 @@ def evaluate(
     tile: Annotated[int, typer.Option(help="Side of a tile in LR pixels.")] = 256,
     lpips: Annotated[
         bool,
-        typer.Option("--lpips", help="Also LPIPS, on AlexNet if `srlab fetch lpips-alex` ran."),
+        typer.Option("--lpips", help="Also LPIPS; on AlexNet after `srlab fetch lpips-alex`."),
     ] = False,
     frechet: Annotated[
         bool,
@@ -404,7 +404,7 @@ def ablate(
 ) -> None:
     """Train and score the rows of chapter 06's ablation, then judge the claims.
 
-    What is in the files is not done again.
+    What the files already hold is not done again.
     """
     from srlab.studies import ablation, claims
 
@@ -431,7 +431,7 @@ def upscale(
     ] = None,
     quality: Annotated[
         int | None,
-        typer.Option(help="Of JPEG (default 95) and WebP (default lossless), 1 to 100."),
+        typer.Option(help="Of JPEG (default 95) or WebP (default: lossless), 1 to 100."),
     ] = None,
     tile: Annotated[int, typer.Option(help="Side of a tile in pixels of the source.")] = 192,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
@@ -521,7 +521,7 @@ def bench_train(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Training speed with each trick of the engine: patches/s, use of the peak, wait for data."""
+    """Training speed with each trick of the engine: patches/s, share of the peak, wait for data."""
     from srlab.bench.train import run_bench_train
 
     with _alone(out):

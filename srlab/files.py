@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, folders that one process at a time works in, names shown.
+"""Files that appear whole or not at all, folders for one process at a time, names safe to print.
 
 A temporary file is called ``.srlab-<computer>-<process>-<random>``. A killed process leaves it
 behind; the next write into the same folder removes it.
@@ -33,7 +33,7 @@ def whole(path: Path, suffix: str = "") -> Iterator[Path]:
     Whatever happens, no half-written file bears the name ``path``. Missing folders are made.
 
     Args:
-        suffix: of the temporary file, for writers that go by it.
+        suffix: of the temporary file, for writers that choose the format by it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path.parent)
@@ -62,7 +62,7 @@ def only_here(folder: Path, work: str, file: str = LOCK) -> Iterator[None]:
     Args:
         folder: made if it is missing.
         work: what the message calls it, such as ``"a training"``.
-        file: name of the lock, where it is about a part of the folder only.
+        file: name of the lock, if it is for only a part of the folder.
 
     Raises:
         InUse: another process holds the lock; names it.

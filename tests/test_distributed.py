@@ -243,7 +243,7 @@ def test_a_run_goes_on_with_another_number_of_processes(out, capsys):
 def test_a_killed_process_ends_the_others_with_a_message(tmp_path):
     codes, told = two_processes("die", tmp_path)
     assert codes == [1, -signal.SIGKILL]
-    assert "srlab: another process of this run has ended, and so does rank 0" in told[0]
+    assert "srlab: another process of this run has ended, so rank 0 stops, too" in told[0]
     assert str(tmp_path / "killed") in told[0]
     assert "Traceback" not in told[0]
     assert load_checkpoint(tmp_path / "killed" / CHECKPOINT)[1]["step"] == 20

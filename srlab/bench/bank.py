@@ -32,7 +32,7 @@ from srlab.models.generators import SRResNet
 
 
 class PngCrops(Dataset):
-    """What the bank is compared with: open two PNG files a crop, cut, turn, convert.
+    """What the bank is compared with: for each crop, open two PNG files, cut, turn and convert.
 
     This is how the usual super-resolution loaders work; like them it reads pictures prepared as
     480 x 480 sub-images, which costs it less than whole photographs would.
@@ -85,7 +85,7 @@ def run_bench(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
 
 
 def describe_machine(device: str) -> str:
-    """What a report says of where it was measured."""
+    """What a report says about the machine that it was measured on."""
     cpus = f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads"
     gpu = f", {torch.cuda.get_device_name()}" if device == "cuda" else ""
     return f"{cpus}{gpu}, torch {torch.__version__}"

@@ -48,9 +48,9 @@ class Timing:
     Attributes:
         step_ms: median time of a step, fed by the bank.
         utilisation: the model's arithmetic a second as a share of the machine's peak.
-        waiting: share of the time of a step that goes when it is fed by a constant batch instead;
-            around zero, and by noise also below.
-        memory_mb: peak of the GPU's memory; None on the CPU, where nobody counts.
+        waiting: share of a step's time that is saved if every step gets the same batch; about zero
+            (noise can push it below) if no step waits for data.
+        memory_mb: peak of the GPU's memory; None on the CPU, where it is not counted.
         problem: why there are no figures.
     """
 
@@ -64,7 +64,7 @@ class Timing:
 
 
 class Constant:
-    """A bank that hands out the same batch for ever: what data would cost if it cost nothing."""
+    """A bank that hands out the same batch for ever: training as if data cost nothing."""
 
     def __init__(self, bank: PatchBank, batch_size: int, patch_size: int):
         self.pair = bank.batch(batch_size, patch_size)

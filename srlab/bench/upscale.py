@@ -47,7 +47,7 @@ class Timing:
         speedup: how many times as fast as plain torch.
         difference: largest, from plain torch's result, of values in [0, 1].
         agreement: PSNR between the two results in dB; None where they are the same.
-        exact: the difference is only of float rounding.
+        exact: the difference is only float rounding.
         problem: why there are no figures.
     """
 

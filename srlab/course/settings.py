@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class SettingsError(SrlabError):
-    """A profile or a parameter that does not exist, or a value that cannot be."""
+    """A profile or a parameter that does not exist, or a value that is not allowed."""
 
 
 class Settings(SimpleNamespace):
@@ -152,7 +152,7 @@ def read_profile(profile: str) -> dict[str, Any]:
         )
     values = read_yaml(files[profile])
     if not isinstance(values, dict) or any(isinstance(value, dict) for value in values.values()):
-        raise SettingsError(f"{files[profile]} must hold one `name: value` a line, not nested.")
+        raise SettingsError(f"{files[profile]} must hold one `name: value` per line.")
     return values
 
 
@@ -160,7 +160,7 @@ def read_yaml(source: Path | str, error: type[SrlabError] = SettingsError) -> An
     """What a file, or a text, of YAML says: numbers, texts, lists and mappings.
 
     Raises:
-        SettingsError: (or ``error``) a file that cannot be read, or something else than that.
+        SettingsError: (or ``error``) a file that cannot be read, or that holds anything else.
     """
     import yaml
 
@@ -171,7 +171,7 @@ def read_yaml(source: Path | str, error: type[SrlabError] = SettingsError) -> An
         json.dumps(value, default=date.isoformat)  # refuses sets, bytes, circles, endless numbers
         return value
     except (OSError, UnicodeDecodeError) as caught:
-        raise error(f"Cannot read {name}: {caught}. Name a YAML file, a text in UTF-8.") from caught
+        raise error(f"Cannot read {name}: {caught}. Name a YAML file in UTF-8.") from caught
     except yaml.YAMLError as caught:
         where = getattr(caught, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
@@ -181,7 +181,7 @@ def read_yaml(source: Path | str, error: type[SrlabError] = SettingsError) -> An
         raise error(f"{name} is nested too deeply: write flat lists.") from caught
     except (ValueError, TypeError, AttributeError) as caught:
         raise error(
-            f"{name} holds something else than numbers, texts, lists and mappings ({caught})."
+            f"{name} holds something other than numbers, texts, lists and mappings ({caught})."
         ) from caught
 
 

@@ -7,9 +7,9 @@ out of it. A pixel is one 32-bit word (red, green, blue and a spare byte), so th
 turning a crop move whole pixels; on two CPU cores that is several times faster than three bytes.
 
 A bank can be saved and opened again without decoding anything: its pixels then lie in files that
-are mapped into memory, so that a set may be larger than that. A picture's rows lie one below the
-other there: what is not in memory yet costs a crop of 96 x 96 about 0.8 MB of reading, out of a
-picture 2040 pixels wide.
+are mapped into memory, so a set may be larger than memory. A picture's rows lie one below the other
+there, so a crop of 96 x 96 that is not in memory yet takes about 0.8 MB of reading, from a picture
+2040 pixels wide.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class PatchBank:
             of its free memory, else they stay in host memory and crops are copied.
         seed: of the bank's own random generator. It lives on the CPU, so the same seed gives the
             same crops on every device.
-        names: how an error message calls the images.
+        names: what error messages call the images.
         detail: 0 draws every position of every image equally often. With a positive exponent a
             crop's centre of interest, a pixel somewhere in it, is drawn with a probability
             proportional to error**detail, where the error is the mean squared one that bicubic
@@ -117,7 +117,7 @@ class PatchBank:
         def place(i: int) -> None:
             hr = landscape(decode(files[i], factors[i]), scale)
             if (hr.shape[1] // scale, hr.shape[2] // scale) != sizes[i]:
-                raise BankError(f"{files[i]} is not of the size that its header tells.")
+                raise BankError(f"{files[i]} does not have the size that its header states.")
             bank._paint(i, hr)
             if measured:
                 errors[i] = bank._measure(i)
@@ -154,8 +154,8 @@ class PatchBank:
     ) -> "PatchBank":
         """A bank that was saved: the same seed gives the same crops as before.
 
-        Nothing is decoded or read: pixels come from the files when crops want them, but for a GPU
-        that has room for all. The arguments are those of the class.
+        Nothing is decoded, and pixels come from the files only when crops need them, unless a GPU
+        has room for all of them. The arguments are those of the class.
 
         Raises:
             BankError: no bank is there, or it is truncated, damaged or of another version.
@@ -201,7 +201,7 @@ class PatchBank:
         seed: int,
         detail: float,
     ) -> None:
-        """All that a bank knows but for the pixels; ``sizes`` are those of the LR pictures."""
+        """All that a bank knows, except the pixels; ``sizes`` are those of the LR pictures."""
         if detail < 0:
             raise SrlabError(f"detail must be 0 or a positive exponent, got {detail}.")
         if not sizes:

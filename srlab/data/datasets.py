@@ -1,6 +1,6 @@
 """Named image sets: where they come from, under which licence, and how they are fetched.
 
-``photos`` needs no download; any folder of one's own does as well as a named set.
+``photos`` needs no download; any folder of your own works as well as a named set.
 """
 
 import difflib
@@ -32,7 +32,7 @@ class DatasetError(SrlabError):
 @dataclass(frozen=True)
 class ImageSet:
     """A named set of HR images: with ``files`` it comes with scikit-image, with a ``url``
-    :func:`fetch` gets it, with neither it is got by hand from its ``homepage``."""
+    :func:`fetch` gets it, with neither you get it by hand from its ``homepage``."""
 
     name: str
     title: str
@@ -48,7 +48,7 @@ class ImageSet:
 
     @property
     def needed(self) -> int:
-        """With fewer images the set is incomplete. What is got by hand is often pruned: 1."""
+        """With fewer images the set is incomplete. Sets got by hand are often pruned: 1."""
         return self.count if self.url or self.files else 1
 
 

@@ -113,7 +113,7 @@ def quantize(x: Tensor) -> Tensor:
 
 
 def downsample(hr: Tensor, scale: int = 4) -> Tensor:
-    """The LR image of the published protocol: bicubic at 1/scale, then rounded to 8 bit.
+    """The LR image of the published protocol: bicubic at 1/scale, then rounded to 8 bits.
 
     Args:
         hr: (..., 3, H, W) float in [0, 1]; H and W should divide by ``scale``

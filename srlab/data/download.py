@@ -30,7 +30,7 @@ def download(
     Args:
         checksum: ``"algorithm:digest"``; the digest may be a prefix, as in torch's file names.
         progress: show a bar.
-        most: bytes that are taken, whatever the server says or does not say about its length.
+        most: bytes to accept at most, whatever length the server states, if any.
 
     Raises:
         DownloadError: no connection, no space, too long, or a wrong checksum; a wrong file is
@@ -49,7 +49,7 @@ def download(
     if not pooch.file_hash(path, alg=algorithm).startswith(digest):
         path.unlink()
         raise DownloadError(
-            f"{path} had the wrong checksum and was deleted: fetch it again; if that repeats, "
+            f"{path} had the wrong checksum and was deleted: fetch it again; if it happens again, "
             f"{url} is no longer the published file."
         )
 

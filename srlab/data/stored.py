@@ -1,8 +1,8 @@
 """Arrays in a folder, mapped into memory: written whole or not at all, checked when opened.
 
 Each array is a ``.npy`` file, which NumPy opens anywhere; ``bank.json`` is written last and knows
-their sizes. The system keeps in memory what fits of them (its page cache, which all processes
-share) and reads the rest when it is wanted.
+their sizes. The operating system keeps as much of them in memory as fits (its page cache, which all
+processes share) and reads the rest when it is needed.
 """
 
 import json
@@ -42,7 +42,7 @@ def create(
     An earlier bank in the folder can be opened until the body is over, and is then replaced.
 
     Args:
-        facts: what else is to be known, as JSON.
+        facts: whatever else is to be stored, as JSON.
         arrays: name -> shape and type.
 
     Yields:

@@ -2,10 +2,10 @@
 
 PSNR, SSIM and LPIPS compare each SR picture with its own HR picture: they are distortions.
 Perceptual quality is a distance between the *distributions* of SR and of real pictures (Y. Blau,
-T. Michaeli, "The perception-distortion tradeoff", CVPR 2018, arXiv:1711.06077), and the two cannot
-both be had. Here is one such distance, in the manner of FID (M. Heusel et al., "GANs trained by a
-two time-scale update rule", 2017, arXiv:1706.08500), for patches rather than pictures, since test
-sets of five to a hundred pictures are too small for FID itself.
+T. Michaeli, "The perception-distortion tradeoff", CVPR 2018, arXiv:1711.06077), and no
+method can be best at both. Here is one such distance, in the manner of FID (M. Heusel et al., "GANs
+trained by a two time-scale update rule", 2017, arXiv:1706.08500), for patches rather than pictures,
+since test sets of five to a hundred pictures are too small for FID itself.
 """
 
 import torch

@@ -100,7 +100,7 @@ def consistency(sr: Tensor, lr: Tensor) -> float:
     """How well an SR image, made small again, gives back the LR image it came from: PSNR in dB.
 
     No HR image is needed. The HR image itself reads about 59 dB, the rounding of LR to 8 bit, and
-    nobody needs more; a low figure tells of a colour shift or of invented objects.
+    nobody needs more; a low figure points to a colour shift or to invented objects.
 
     Args:
         sr: (3, H * scale, W * scale) float RGB; clamped, as a file would.

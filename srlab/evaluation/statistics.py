@@ -40,7 +40,7 @@ def crossed(values: Tensor, *, level: float = 0.95) -> Interval:
     Args:
         values: (seeds, images), or (seeds,) for what is measured once a run. For a comparison pass
             *paired* differences: the same seed, the same image, one treatment less the other.
-        level: of confidence. For m intervals that shall *all* hold at 95% take 1 - 0.05 / m
+        level: of confidence. If all of m intervals are to hold at 95%, take 1 - 0.05 / m
             (Bonferroni).
 
     Returns:

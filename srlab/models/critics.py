@@ -99,8 +99,8 @@ class VGGCritic(nn.Module):
             trained to ignore, such as noise and colour shifts, is not lost.
         patch: score every place by itself (Isola et al. 2017, PatchGAN) in place of the picture.
         n_features: channels of the head.
-        spectral: spectral norm in all layers that learn; on a fine-tuned trunk it rescales what was
-            pre-trained, and it bounds no frozen one.
+        spectral: spectral norm in all layers that learn. It rescales the weights of a fine-tuned
+            trunk, and does not bound a frozen one.
 
     Shape: (N, 3, H, W) RGB in [0, 1] -> (N, 1), or with ``patch`` (N, 1, H / s, W / s), where s is
     the tap's stride.

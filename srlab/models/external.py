@@ -2,7 +2,7 @@
 
 spandrel (https://github.com/chaiNNer-org/spandrel) knows some forty published architectures by the
 names and shapes of their tensors, ESRGAN, SwinIR and HAT among them. It is an optional dependency.
-SRGAN's generator is not among them; :class:`SRGAN` is it.
+SRGAN's generator is not among them, so it is here: :class:`SRGAN`.
 """
 
 import pickle
@@ -63,9 +63,9 @@ class External(nn.Module):
 class SRGAN(nn.Module):
     """SRGAN's generator as in the paper's figure 4 and as TensorFlow codes train it.
 
-    Our :class:`~srlab.models.generators.SRResNet` but for three things: every PReLU has a slope for
-    each channel, batch norm's epsilon is Keras' 1e-3, and the output is (tanh(x) + 1) / 2, for HR
-    pictures were scaled to [-1, 1]. The weights of krasserm/super-resolution belong to it.
+    Our :class:`~srlab.models.generators.SRResNet`, with three differences: every PReLU has a slope
+    for each channel, batch norm's epsilon is Keras' 1e-3, and the output is (tanh(x) + 1) / 2, as
+    its HR pictures were scaled to [-1, 1]. The weights of krasserm/super-resolution fit it.
 
     Shape: (N, 3, H, W) RGB in [0, 1] -> (N, 3, H * 4, W * 4) in [0, 1].
     """
@@ -146,7 +146,7 @@ def load_external(path: str | Path) -> External | SRGAN:
         raise ExternalError(f"{path} holds no network that spandrel knows ({why}).") from error
     if not isinstance(descriptor, ImageModelDescriptor) or descriptor.scale < 2:
         raise ExternalError(
-            f"{path} holds a network of another task than super-resolution "
+            f"{path} holds a network for another task than super-resolution "
             f"({descriptor.architecture.name}, {descriptor.purpose}, x{descriptor.scale})."
         )
     if (descriptor.input_channels, descriptor.output_channels) != (3, 3):
@@ -184,7 +184,7 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} cannot be read as weights ({type(error).__name__}): download it again."
         ) from error
     if not isinstance(weights, dict):
-        raise ExternalError(f"{path} holds a {type(weights).__name__}, no tensors by name.")
+        raise ExternalError(f"{path} holds a {type(weights).__name__}, not tensors by name.")
     return _bounded(weights, path)
 
 

@@ -25,7 +25,7 @@ WORTH_COMPILING = 300.0  # seconds of training
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run goes about it; kept in its folder, so that going on keeps to it.
+    """How a run is to go; kept in its folder, so that it goes on in the same way.
 
     Attributes:
         engine: a name in :data:`srlab.training.engine.ENGINES`.
@@ -66,7 +66,7 @@ def make(
         engine: a name, or ``"auto"`` to measure.
         steps, minutes: one of the two; the other is None.
         agree: the mean over all processes of a number of each, so that all plan the same.
-        writes: False leaves the file, and the line that says what was chosen, to another process.
+        writes: False leaves the file, and the line about what was chosen, to another process.
 
     Raises:
         SrlabError: an unknown engine, no positive budget, another budget or engine than the

@@ -1,7 +1,7 @@
 """What makes a training step fast, and how many processes share it.
 
-None of this changes what is learnt, beyond rounding. What a machine cannot do is left out by
-itself.
+None of this changes what is learnt, beyond rounding. Whatever a machine cannot do is left
+out automatically.
 """
 
 import os
@@ -123,7 +123,7 @@ ENGINES: dict[str, Choice] = {
 
 @contextmanager
 def threads_for(network: nn.Module, example: tuple[int, ...]) -> Iterator[None]:
-    """One thread meanwhile, on a CPU, where several would mostly wait for each other.
+    """Use one thread during the body, on a CPU, if several would mostly wait for each other.
 
     Measured on two cores (``notebooks/results/bench/threads.csv``): with 16 features and four
     crops of 16x16 a step takes 14.6 ms with one thread and 11.9 with two, but 13.6 against 69 when

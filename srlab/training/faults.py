@@ -1,4 +1,4 @@
-"""What a device or a lost process throws, in words that say what to do."""
+"""Errors of a device or of a lost process, in words that say what to do."""
 
 import functools
 import inspect
@@ -48,9 +48,9 @@ def explained(train: Callable[..., Any]) -> Callable[..., Any]:
             if _world_size() == 1 or not _GONE.search(str(error)):
                 raise
             raise LostProcess(
-                f"another process of this run has ended, and so does rank "
-                f"{torch.distributed.get_rank()}. The last checkpoint, if there was one, is kept "
-                f"in {given['folder']}: start all processes again by the same command to go on."
+                f"another process of this run has ended, so rank {torch.distributed.get_rank()} "
+                f"stops, too. The last checkpoint, if there was one, is kept in "
+                f"{given['folder']}: start all processes again by the same command to go on."
             ) from error
         # Out of the block above, so that the failed step's tensors are free again.
         config = given["config"]

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: a CSV log, a progress bar, an alarm for NaN, a clean stop."""
+"""What a run reports on its way: a CSV log, a progress bar, an alarm for NaN, a clean stop."""
 
 import csv
 import signal
@@ -35,7 +35,7 @@ class Monitor:
         steps: the run's length, for the progress bar.
         patches_per_step: for the speed shown.
         progress: show a bar.
-        writes: False keeps the files to another process.
+        writes: False leaves the files to another process.
         mean: of a tensor over all processes.
     """
 

@@ -18,7 +18,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 class Muon(torch.optim.Optimizer):
     """Muon for the convolutions between hidden maps, Adam for everything else.
 
-    Adam treats each number of a kernel for itself. Muon looks at the kernel as the matrix that it
+    Adam treats each number of a kernel by itself. Muon looks at the kernel as the matrix that it
     is, (out, in * k * k), and makes every singular value of its momentum equal before it takes the
     step: directions that rarely show in the gradient move as far as those that dominate it. The
     step is scaled by 0.2 sqrt(max(rows, columns)), so that Adam's learning rates fit it. Kernels

@@ -49,7 +49,7 @@ def columns(config: AdversarialConfig) -> list[str]:
 
 
 def measures_slope(config: AdversarialConfig) -> bool:
-    """Whether the critic's slope is measured apart: nobody else computes it in every step."""
+    """Whether the critic's slope is measured separately, as no penalty computes it."""
     return config.adversarial == "wasserstein" and config.lipschitz != "gradient-penalty"
 
 
@@ -92,7 +92,7 @@ def clip_weights(critic: nn.Module, value: float) -> None:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No gradients for a model's parameters meanwhile; those that had none stay without."""
+    """No gradients for a model's parameters during the body; those that had none stay that way."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     try:
         for p in parameters:

@@ -165,7 +165,7 @@ class Run:
             )
 
     def _validates(self, step: int) -> bool:
-        """A validation that is due, unless too much of the run's time has gone that way already."""
+        """A validation that is due, unless they have taken too much of the run's time already."""
         if step == self.config.steps:
             return True
         allowed = FREE_VALIDATION + VALIDATION_SHARE * (time.perf_counter() - self.begin)

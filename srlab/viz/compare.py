@@ -1,4 +1,4 @@
-"""Pictures of one scene, one upon the other: a line to move, and a lens to move."""
+"""Pictures of one scene on top of each other, with a line or a lens to move."""
 
 import math
 from collections.abc import Mapping

@@ -201,7 +201,7 @@ def shrink(hr: Tensor, scale: int, kernel: str = "bicubic", antialias: bool = Tr
 
 
 class TapExplorer(Card):
-    """What the channels of VGG19's layers answer to a picture, one at a time.
+    """How the channels of VGG19's layers respond to a picture, one at a time.
 
     Args:
         features: see :func:`srlab.models.vgg.load`; all of its taps can be chosen.

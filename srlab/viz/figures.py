@@ -649,7 +649,7 @@ def picture(image: Tensor) -> np.ndarray:
 
 
 def _chw(image: Tensor) -> Tensor:
-    """Drop a batch axis of one; complain about anything that is no picture."""
+    """Drop a batch axis of one; complain about anything that is not a picture."""
     chw = image.detach()[0] if image.ndim == 4 and len(image) == 1 else image.detach()
     if chw.ndim != 3 or chw.shape[0] not in (1, 3) or 0 in chw.shape:
         raise ValueError(

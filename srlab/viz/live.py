@@ -36,9 +36,9 @@ class TrainingPanel(Card):
         panel = TrainingPanel(folder, config, sample=lr)
         result = await panel.run(pretrain, generator, bank)
 
-    Stop, as the kernel's interrupt button, ends the run after its step, saved: the same cell goes
-    on from there. The training works in a thread of its own while the cell waits for it, so that
-    the click can arrive (with ipykernel from 7.4 on; before, interrupt the kernel).
+    Stop, like the kernel's interrupt button, ends the run after its step and saves it; the same
+    cell goes on from there. The training works in a thread of its own while the cell waits for it,
+    so that the click can arrive (from ipykernel 7.4 on; before that, interrupt the kernel).
 
     Args:
         folder, config: of the run.
@@ -158,7 +158,7 @@ class TrainingPanel(Card):
         return self.stopped.is_set()
 
     def _tell(self) -> None:
-        """How far, how fast, how long still."""
+        """How far the run is, how fast, and how long it will still take."""
         if not self.last or self.last == self.first or self.stopped.is_set():
             return
         step, steps = self.last[0], self.config.steps
@@ -195,7 +195,7 @@ class TrainingPanel(Card):
 
 
 class UploadBox(Card):
-    """A photo of your own in, the enlarged one out, beside bicubic and to download.
+    """A box for a photo of your own: it shows it enlarged, beside bicubic, and offers a download.
 
     The work is done in a thread, tile by tile: other cells run meanwhile, a bar tells how far it
     is, and a button cancels it. The result is shown pixel for pixel, through a window to move.
