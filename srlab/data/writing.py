@@ -1,7 +1,8 @@
 """Picture files written whole or not at all, and strip by strip.
 
-PNG and TIFF are encoded here, because no library at hand takes the rows one after the other and
-keeps 16 bits; Pillow encodes the rest.
+PNG and TIFF are encoded here: Pillow and libvips (as its wheel comes) want a picture that is there
+as a whole. OpenImageIO takes rows, but if the disk fills up, its PNG writer may not notice, and
+its JPEG writer ends the process (tried with 3.2.2).
 """
 
 import math
