@@ -19,7 +19,8 @@ import torch
 
 from srlab.data.datasets import data_folders, find, status
 from srlab.data.download import sha256
-from srlab.data.images import replacing, write_image
+from srlab.data.images import write_image
+from srlab.data.writing import replacing
 from srlab.evaluation import perceptual, scores
 from srlab.evaluation.distribution import PatchFrechet
 from srlab.models import zoo

@@ -36,7 +36,8 @@ from rich.table import Table
 from srlab import cli
 from srlab.course.settings import read_yaml
 from srlab.data.bank import PatchBank
-from srlab.data.images import read_image_u8, read_picture, write_image
+from srlab.data.images import read_image_u8, write_image
+from srlab.data.reading import read_picture
 from srlab.errors import SrlabError
 from srlab.evaluation import scores
 from srlab.models import released, zoo

@@ -3,7 +3,7 @@
 Import from the module that owns a thing (``from srlab.models.generators import SRResNet``); the
 package itself imports nothing, so that ``import srlab`` costs nothing. Two functions are also at
 hand here: ``srlab.load("srresnet")``, which is :func:`srlab.models.zoo.load`, and
-``srlab.upscale("photo.jpg")``, which is :func:`srlab.pictures.upscale`.
+``srlab.upscale("photo.jpg")``, which is :func:`srlab.pictures.upscaling.upscale`.
 """
 
 import os
@@ -17,7 +17,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 __version__ = "0.1.0"
 
-_AT_HAND = {"load": "srlab.models.zoo", "upscale": "srlab.pictures"}
+_AT_HAND = {"load": "srlab.models.zoo", "upscale": "srlab.pictures.upscaling"}
 
 
 def __getattr__(name: str) -> Any:

@@ -442,7 +442,8 @@ def upscale(
 
     EXIF orientation is applied; ICC profile, transparency, grey and 16 bits (PNG, TIFF) are kept.
     """
-    from srlab.pictures import STREAM, plan, prepare, run
+    from srlab.pictures.jobs import STREAM, plan, run
+    from srlab.pictures.upscaling import prepare
 
     network = prepare(model, device)
     jobs = plan(pictures, out, format, network.scale)

@@ -18,7 +18,7 @@ from srlab.errors import SrlabError
 
 LOCK = ".srlab.lock"
 _COMPUTER = f"{zlib.crc32(platform.node().encode()):08x}"
-_TEMPORARY = re.compile(r"\.srlab-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(\.\w+)?$")
+_TEMPORARY = re.compile(r"\.srlab-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}$")
 _A_DAY = 86_400  # seconds without a change: its writer, on whatever computer, is gone
 
 
@@ -27,17 +27,14 @@ class InUse(SrlabError):
 
 
 @contextmanager
-def whole(path: Path, suffix: str = "") -> Iterator[Path]:
+def whole(path: Path) -> Iterator[Path]:
     """A temporary file beside ``path`` that takes its place if the body succeeds.
 
     Whatever happens, no half-written file bears the name ``path``. Missing folders are made.
-
-    Args:
-        suffix: of the temporary file, for writers that choose the format by it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path.parent)
-    temporary = path.with_name(f".srlab-{_COMPUTER}-{os.getpid()}-{uuid4().hex[:8]}{suffix}")
+    temporary = path.with_name(f".srlab-{_COMPUTER}-{os.getpid()}-{uuid4().hex[:8]}")
     try:
         yield temporary
         os.replace(temporary, path)

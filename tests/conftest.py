@@ -1,6 +1,7 @@
-"""What several test files share: a photograph, and a bicubic resize that is not ours."""
+"""What several test files share: a photograph, a full disk, a bicubic resize that is not ours."""
 
 import math
+from contextlib import contextmanager
 from fractions import Fraction
 
 import numpy as np
@@ -17,6 +18,23 @@ def photo():
     with Image.open(find("photos-valid")[0]) as cat:
         pixels = np.array(cat.convert("RGB"))[64:160, 120:248]
     return torch.from_numpy(pixels).permute(2, 0, 1) / 255
+
+
+@pytest.fixture
+def largest_file():
+    """``with largest_file(size)``, the kernel lets no file grow beyond so many bytes."""
+
+    @contextmanager
+    def limited(size):
+        resource = pytest.importorskip("resource")
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @pytest.fixture(scope="session")

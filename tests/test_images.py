@@ -1,4 +1,4 @@
-"""srlab.data.images against Pillow, tifffile, scikit-image, EXIF and hand-made files."""
+"""srlab.data.images and reading against Pillow, tifffile, scikit-image, EXIF, hand-made files."""
 
 import io
 import os
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import warnings
 import zlib
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import pytest
@@ -17,9 +17,8 @@ import torch
 from PIL import Image
 from skimage.color import rgb2ycbcr
 
-from srlab.data import images
+from srlab.data import reading
 from srlab.data.images import (
-    ImageError,
     is_grey,
     list_images,
     luma,
@@ -29,6 +28,7 @@ from srlab.data.images import (
     to_uint8,
     write_image,
 )
+from srlab.data.reading import ImageError, read_picture
 
 
 @pytest.fixture
@@ -399,7 +399,7 @@ def files_that_end_early(rng):
 def test_a_header_cannot_promise_more_than_the_file_holds(tmp_path, rng):
     for name, data in files_that_end_early(rng):
         (tmp_path / name).write_bytes(data)
-        for read in (read_image, read_image_u8, images.read_picture):
+        for read in (read_image, read_image_u8, read_picture):
             with pytest.raises(ImageError, match=rf"{name} .*(promises|truncated)"):
                 read(tmp_path / name)
 
@@ -438,7 +438,7 @@ def test_the_largest_picture_needs_less_than_2_gb(tmp_path):
 
 def test_the_memory_of_a_picture_is_bounded_by_its_header(tmp_path, monkeypatch, rng):
     """Measured by what the arrays hold, at a limit that is soon reached."""
-    monkeypatch.setattr(images, "MOST_BYTES", 12 * 90 * 90)
+    monkeypatch.setattr(reading, "MOST_BYTES", 12 * 90 * 90)
     for side, fits in ((90, True), (91, False)):
         samples = rng.integers(0, 65536, (side, side, 4), dtype=np.uint16)
         (tmp_path / "a.png").write_bytes(png16(samples))
@@ -465,8 +465,9 @@ def test_size_limit(tmp_path, monkeypatch):
         Image.new("RGB", (15, 15)).save(tmp_path / f"bomb{suffix}")
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            fresh = runpy.run_path(images.__file__)  # pytest drops filters set while collecting
-            assert fresh["read_image"](tmp_path / f"large{suffix}").shape == (3, 12, 12)
+            fresh = runpy.run_path(reading.__file__)  # pytest drops filters set while collecting
+            read = fresh["read_picture"](tmp_path / f"large{suffix}")
+            assert read.samples.shape == (12, 12, 3)
         with pytest.raises(ImageError, match=rf"bomb\{suffix}.*too many pixels"):
             read_image(tmp_path / f"bomb{suffix}")
 
@@ -609,7 +610,9 @@ def test_write_refuses_what_it_cannot_do(tmp_path):
 
 
 @pytest.mark.parametrize("failing", ["encoding", "disk", "replace"])
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, failing):
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path, monkeypatch, largest_file, failing
+):
     path = tmp_path / "a.jpg"
     write_image(torch.zeros(3, 4, 4), path)
     before = path.read_bytes()
@@ -617,19 +620,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     def refuse(*args, **options):
         raise OSError(28, "No space left on device")
 
-    def write_some_and_refuse(self, fp, *args, **options):
-        with open(fp, "wb") as file:
-            file.write(b"half a picture")
-        refuse()
-
-    image = torch.ones(3, 4, 4)
+    image, disk = torch.ones(3, 4, 4), nullcontext()
     if failing == "encoding":
         image = torch.ones(1, 1, 70_000)  # JPEG ends at 65,535 pixels a side
     elif failing == "disk":
-        monkeypatch.setattr(Image.Image, "save", write_some_and_refuse)
+        disk = largest_file(100)
     else:
         monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(ImageError, match=r"a\.jpg could not be written"):
+    with disk, pytest.raises(ImageError, match=r"a\.jpg could not be written"):
         write_image(image, path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.jpg"]

@@ -11,7 +11,6 @@ import time
 import tracemalloc
 import warnings
 import zlib
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,14 +23,17 @@ from torch import nn
 from torch.testing import assert_close
 
 import srlab
-from srlab import cli, pictures
-from srlab.data import images
+from srlab import cli
 from srlab.data.degradation import resize
-from srlab.data.images import read_picture
+from srlab.data.images import list_images
+from srlab.data.reading import Picture, read_picture
+from srlab.data.writing import FORMATS, write_strips
 from srlab.errors import SrlabError
 from srlab.models import zoo
 from srlab.models.generators import Bicubic, Polyphase, SRResNet
-from srlab.pictures import Job, plan, prepare, strips
+from srlab.pictures import jobs as batch
+from srlab.pictures.jobs import Job, plan
+from srlab.pictures.upscaling import prepare, strips
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 LIMITS = {np.uint8: 255, np.uint16: 65535}
@@ -89,10 +91,10 @@ def repeated(samples):
 
 
 def convert(source, target, **options):
-    """One job through :func:`pictures.run` with the repeating network."""
+    """One job through :func:`batch.run` with the repeating network."""
     target = Path(target)
-    job = Job(source, target, images.FORMATS[target.suffix])
-    (outcome,) = pictures.run([job], prepare(Nearest()), **options)
+    job = Job(source, target, FORMATS[target.suffix])
+    (outcome,) = batch.run([job], prepare(Nearest()), **options)
     assert outcome.error is None
     return outcome
 
@@ -120,7 +122,7 @@ def test_strips_equal_the_network_on_the_whole_picture(rng, size, scale):
     with torch.no_grad():
         whole = network.eval()(lr)[0].clamp(0, 1).permute(1, 2, 0).double().numpy()
     for tile in (16, 33, 1000):
-        parts = list(strips(prepare(network), images.Picture(samples), tile))
+        parts = list(strips(prepare(network), Picture(samples), tile))
         assert len(parts) == -(-size[0] // tile)
         result = np.concatenate(parts)
         assert result.dtype == np.uint16
@@ -134,14 +136,14 @@ def test_grey_goes_in_as_rgb_and_comes_back_as_luma(rng):
     with torch.no_grad():
         r, g, b = network.eval()(lr)[0]
     luma = (0.299 * r + 0.587 * g + 0.114 * b).clamp(0, 1) * 255  # ITU-R BT.601
-    result = np.concatenate(list(strips(prepare(network), images.Picture(grey), 8)))
+    result = np.concatenate(list(strips(prepare(network), Picture(grey), 8)))
     assert result.shape == (36, 44, 1)
     assert np.abs(result[..., 0] - luma.numpy()).max() < 0.51
 
 
 def test_alpha_is_upscaled_with_the_picture(rng):
     rgba = rng.integers(1, 256, (9, 13, 4), dtype=np.uint8)
-    result = np.concatenate(list(strips(prepare(Nearest()), images.Picture(rgba), 5)))
+    result = np.concatenate(list(strips(prepare(Nearest()), Picture(rgba), 5)))
     assert np.array_equal(result[..., :3], repeated(rgba[..., :3]))
     alpha = torch.from_numpy(rgba[..., 3] / np.float32(255))
     expected = resize(alpha, 4).clamp(0, 1) * 255
@@ -154,7 +156,7 @@ def test_colours_hidden_under_transparency_do_not_leak():
     inside = (x - 12) ** 2 + (y - 12) ** 2 < 60
     rgba = np.zeros((24, 24, 4), np.uint8)
     rgba[inside] = 255
-    result = np.concatenate(list(strips(prepare(Bicubic()), images.Picture(rgba), 192)))
+    result = np.concatenate(list(strips(prepare(Bicubic()), Picture(rgba), 192)))
     assert result[result[..., 3] > 0][:, :3].min() >= 254
     assert result[..., 3].min() == 0
 
@@ -179,14 +181,14 @@ def test_a_model_that_diverged_or_a_tile_too_large_is_told(tmp_path, monkeypatch
     jobs = plan([source])
     diverged, greedy = Nearest(), Nearest()
     monkeypatch.setattr(diverged, "forward", lambda lr: Nearest()(lr) * float("nan"))
-    (outcome,) = pictures.run(jobs, diverged)
+    (outcome,) = batch.run(jobs, diverged)
     assert "not finite" in outcome.error
 
     def refuse(lr):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate ...")
 
     monkeypatch.setattr(greedy, "forward", refuse)
-    (outcome,) = pictures.run(jobs, greedy)
+    (outcome,) = batch.run(jobs, greedy)
     assert "--tile" in outcome.error
     assert str(source) in outcome.error
     assert os.listdir(tmp_path) == ["a.png"]
@@ -236,7 +238,7 @@ def test_lossless_formats_read_by_others(rng, channels, dtype, kind):
         samples[height // 2 :] = samples[height // 2]  # something that compresses
         cuts = np.split(samples, sorted(set(range(1, height)) & {1, 40, 100}))
         file = io.BytesIO()
-        images.write_strips(file, kind, iter(cuts), samples.shape, dtype, None)
+        write_strips(file, kind, iter(cuts), samples.shape, dtype, None)
         if kind == "PNG":
             read = decode_png(file.getvalue())
         else:
@@ -337,14 +339,14 @@ def test_quality(tmp_path, rng, suffix):
     assert sizes == sorted(set(sizes))
     for bad in (0, 101):
         with pytest.raises(SrlabError, match=f"got {bad}"):
-            pictures.run([], Nearest(), quality=bad)
+            batch.run([], Nearest(), quality=bad)
 
 
 @pytest.mark.parametrize(("suffix", "side"), [(".jpg", 65_500), (".webp", 16_383)])
 def test_a_format_too_small_for_the_result(tmp_path, suffix, side):
     Image.new("L", (side // 4 + 1, 1)).save(tmp_path / "a.png")
-    job = Job(tmp_path / "a.png", tmp_path / f"a{suffix}", images.FORMATS[suffix])
-    (outcome,) = pictures.run([job], Nearest())
+    job = Job(tmp_path / "a.png", tmp_path / f"a{suffix}", FORMATS[suffix])
+    (outcome,) = batch.run([job], Nearest())
     assert f"{side:,}" in outcome.error
     assert "PNG or TIFF" in outcome.error
     Image.new("L", (side // 4, 1)).save(tmp_path / "a.png")
@@ -484,7 +486,7 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path, monkeypatch):
         return Nearest()(lr)
 
     monkeypatch.setattr(network, "forward", forward)
-    (outcome,) = pictures.run(plan([source]), network)
+    (outcome,) = batch.run(plan([source]), network)
     assert "--force" in outcome.error
     assert (tmp_path / "a_x4.png").read_bytes() == b"precious"
     assert len(os.listdir(tmp_path)) == 2
@@ -494,7 +496,7 @@ def test_two_pictures_never_become_one_file(tmp_path):
     sources = [photo(tmp_path / "a.png"), photo(tmp_path / "a.jpg", size=(3, 3))]
     jobs = plan(sources, format="tiff")
     jobs[1] = replace(jobs[1], target=tmp_path / "b" / ".." / "a_x4.tif")
-    first, second = pictures.run(jobs, Nearest(), force=True)
+    first, second = batch.run(jobs, Nearest(), force=True)
     assert first.error is None
     assert "a.jpg was left out" in second.error
     assert Image.open(tmp_path / "a_x4.tif").size == (28, 20)
@@ -540,28 +542,16 @@ def test_wrong_options_are_one_sentence(run, tmp_path, option):
 # When things go wrong -----------------------------------------------------------------------------
 
 
-@contextmanager
-def largest_file(size):
-    """The kernel refuses to let any file grow beyond ``size`` bytes."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".webp"])
 @pytest.mark.parametrize("old", [None, b"precious"])
-def test_a_disk_that_is_full(tmp_path, rng, suffix, old):
+def test_a_disk_that_is_full(tmp_path, rng, largest_file, suffix, old):
     Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     target = tmp_path / f"b{suffix}"
     if old:
         target.write_bytes(old)
-    job = Job(tmp_path / "a.png", target, images.FORMATS[suffix])
+    job = Job(tmp_path / "a.png", target, FORMATS[suffix])
     with largest_file(5000):
-        (outcome,) = pictures.run([job], Nearest(), force=True)
+        (outcome,) = batch.run([job], Nearest(), force=True)
     assert outcome.error == f"{target} could not be written: [Errno 27] File too large."
     assert (target.read_bytes() if target.exists() else None) == old
     assert set(os.listdir(tmp_path)) == {"a.png"} | ({target.name} if old else set())
@@ -572,7 +562,7 @@ def test_standard_output_that_is_full(tmp_path, monkeypatch):
     source = photo(tmp_path / "a.png")
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
-        (outcome,) = pictures.run(plan([source], "-"), Nearest())
+        (outcome,) = batch.run(plan([source], "-"), Nearest())
     assert outcome.error.endswith("standard output could not be written: No space left on device.")
 
 
@@ -580,7 +570,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from srlab.models.generators import Bicubic
-from srlab.pictures import plan, run
+from srlab.pictures.jobs import plan, run
 
 class Slow(Bicubic):
     def forward(self, lr):
@@ -610,14 +600,15 @@ def test_killed_in_the_middle(tmp_path, rng):
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert (tmp_path / "a_x4.png").read_bytes() == b"precious"
-    assert len(images.list_images(tmp_path)) == 2  # the remains are hidden
+    assert len(list_images(tmp_path)) == 2  # the remains are hidden
 
 
 MEMORY = r"""
 import re, sys
 from pathlib import Path
-from srlab.data.images import FORMATS
-from srlab.pictures import Job, prepare, run
+from srlab.data.writing import FORMATS
+from srlab.pictures.jobs import Job, run
+from srlab.pictures.upscaling import prepare
 
 job = Job(Path(sys.argv[1]), Path(sys.argv[2]), FORMATS[Path(sys.argv[2]).suffix])
 (outcome,) = run([job], prepare("bicubic", "cpu"))
@@ -647,7 +638,7 @@ def test_strips_are_not_collected(tmp_path, kind):
     strip = np.zeros((10, 10_000, 3), np.uint8)
     tracemalloc.start()
     with open(tmp_path / "a", "wb") as file:
-        images.write_strips(file, kind, (strip + 1 for _ in range(100)), (1000, 10_000, 3), "u1")
+        write_strips(file, kind, (strip + 1 for _ in range(100)), (1000, 10_000, 3), "u1")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 12e6
@@ -670,7 +661,7 @@ def seeds(kind):
     if kind in ("PNG", "TIFF"):  # 16 bits
         file = io.BytesIO()
         wide = ramp.astype(np.uint16) * 257
-        images.write_strips(file, kind, [wide], wide.shape, np.uint16)
+        write_strips(file, kind, [wide], wide.shape, np.uint16)
         yield file.getvalue()
 
 
@@ -742,12 +733,12 @@ def test_a_tensor_beyond_0_to_1_is_refused(value):
     image = torch.rand(3, 5, 5)
     image[1, 2, 3] = value
     with pytest.raises(SrlabError, match=r"must lie in \[0, 1\]"):
-        pictures.upscale(image, "bicubic")
+        srlab.upscale(image, "bicubic")
 
 
 def test_integers_of_unknown_range_are_refused():
     with pytest.raises(SrlabError, match="integers of unknown range"):
-        pictures.upscale(Image.new("I", (5, 5), 40_000), "bicubic")
+        srlab.upscale(Image.new("I", (5, 5), 40_000), "bicubic")
 
 
 def test_the_default_model_beats_bicubic(tmp_path):

@@ -21,8 +21,9 @@ SIDES = (80, 160, 320, 640, 1250)  # of the LR picture; the result has 16 times 
 ONE = """
 import re, sys, time
 from pathlib import Path
-from srlab.data.images import FORMATS
-from srlab.pictures import Job, prepare, run
+from srlab.data.writing import FORMATS
+from srlab.pictures.jobs import Job, run
+from srlab.pictures.upscaling import prepare
 
 network = prepare("srresnet", "cpu")
 started = time.process_time()

@@ -30,7 +30,7 @@ from srlab.files import write_text
 from srlab.models import zoo
 from srlab.models.generators import fold
 from srlab.models.onnx_engine import OnnxEngine, export_onnx
-from srlab.pictures import prepare
+from srlab.pictures.upscaling import prepare
 
 MODELS = ("srresnet-16", "srresnet")
 PLAIN = "plain torch (eager, unfolded)"

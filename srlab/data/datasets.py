@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 from tqdm.auto import tqdm
 
 from srlab.data.download import DownloadError, download, require_space
-from srlab.data.images import IMAGE_SUFFIXES, ImageError, list_images
+from srlab.data.images import IMAGE_SUFFIXES, list_images
+from srlab.data.reading import ImageError
 from srlab.errors import SrlabError
 from srlab.files import only_here
 

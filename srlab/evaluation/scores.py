@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from srlab.data.degradation import crop_to_multiple, downsample, quantize
-from srlab.data.images import is_grey, read_image, replacing
+from srlab.data.images import is_grey, read_image
+from srlab.data.writing import replacing
 from srlab.evaluation import protocol
 from srlab.evaluation.distribution import PatchFrechet
 from srlab.evaluation.tiling import upscale

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from srlab.data.images import replacing
+from srlab.data.writing import replacing
 from srlab.errors import SrlabError
 from srlab.models.generators import fold, polyphase
 

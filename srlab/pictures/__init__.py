@@ -1,0 +1,1 @@
+"""Pictures of any kind and size, enlarged: one in Python, or files, folders and streams."""
