@@ -5,6 +5,8 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 PROFILE ?= lite
 MINUTES ?= 15
+# Processes that share the tests.
+WORKERS ?= 2
 # The first Python from 3.11 to 3.13 that is installed; `make PYTHON=/path/to/python` overrides.
 PYTHON  ?= $(firstword $(foreach p,python3.12 python3.13 python3.11 python3 python,$(shell \
 	$(p) -c 'import sys; (3,11) <= sys.version_info[:2] <= (3,13) and print("$(p)")' 2>/dev/null)))
@@ -40,10 +42,13 @@ lint: $(VENV)/ready
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+# A worker takes whole files: chapters first, because they last longest, then the tests. With more
+# than one thread each, they would fight for the cores.
 test: lint
-	@echo "Unit tests, then every chapter against its stored outputs: about 20 minutes on two cores."
-	@$(BIN)/python -m pytest -q --nbval --nbval-current-env --nbval-cell-timeout=900 \
-		--nbval-sanitize-with tests/nbval_sanitize.cfg tests $(CHAPTERS)
+	@echo "Every chapter against its stored outputs, and all tests, in $(WORKERS) processes."
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+		--nbval --nbval-current-env --nbval-cell-timeout=900 \
+		--nbval-sanitize-with tests/nbval_sanitize.cfg $(CHAPTERS) tests
 
 lab: $(VENV)/ready
 	@$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb

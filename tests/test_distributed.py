@@ -1,7 +1,4 @@
-"""srlab.training under torchrun: two gloo processes on the CPU against one.
-
-Run as a script, this file is what the processes do.
-"""
+"""srlab.training under torchrun: two gloo processes on the CPU against one."""
 
 import math
 import os
@@ -12,8 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
+from PIL import Image
+from processes import start
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -136,29 +136,33 @@ def spoil(out):
 
 
 def environment(**more):
-    root = str(Path(run.__file__).parents[2])
-    return os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"} | more
+    return {"PYTHONPATH": str(Path(run.__file__).parents[2]), "OMP_NUM_THREADS": "1"} | more
 
 
-def two_processes(*arguments):
+def member(work, *arguments):
+    """One of the processes."""
+    try:
+        work(*arguments)
+    except faults.LostProcess as error:  # as the command line does
+        sys.exit(f"srlab: {error}")
+
+
+def two_processes(work, *arguments, logs):
     """Two processes as torchrun would start them, without its own; exit codes and what they say."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     common |= {"MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, __file__, *map(str, arguments)],
-            env=environment(**common, RANK=rank, LOCAL_RANK=rank),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    told = [process.communicate(timeout=200)[0] for process in started]
-    return [process.returncode for process in started], told
+    started = []
+    for rank in "01":
+        variables = environment(**common, RANK=rank, LOCAL_RANK=rank)
+        log = logs / f"rank-{rank}.txt"
+        started.append(start(member, work, *arguments, log=log, environment=variables))
+    for process in started:
+        process.join(600)
+    told = [(logs / f"rank-{rank}.txt").read_text() for rank in "01"]
+    return [process.exitcode for process in started], told
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +176,7 @@ def out(tmp_path_factory):
     state, info = load_checkpoint(file)
     info["config"]["batch_size"] = 8
     save_checkpoint(file, state, info)
-    codes, told = two_processes("work", folder)
+    codes, told = two_processes(work, folder, logs=folder)
     assert codes == [0, 0], told
     return folder
 
@@ -241,7 +245,7 @@ def test_a_run_goes_on_with_another_number_of_processes(out, capsys):
 
 
 def test_a_killed_process_ends_the_others_with_a_message(tmp_path):
-    codes, told = two_processes("die", tmp_path)
+    codes, told = two_processes(die, tmp_path, logs=tmp_path)
     assert codes == [1, -signal.SIGKILL]
     assert "srlab: another process of this run has ended, so rank 0 stops, too" in told[0]
     assert str(tmp_path / "killed") in told[0]
@@ -251,42 +255,47 @@ def test_a_killed_process_ends_the_others_with_a_message(tmp_path):
 
 def test_a_process_with_nan_stops_the_others_too(tmp_path):
     """At the next row of the log, with the same sentence, and the checkpoint before is kept."""
-    codes, told = two_processes("spoil", tmp_path)
+    codes, told = two_processes(spoil, tmp_path, logs=tmp_path)
     assert codes == [7, 7], told
     for said in told:
         assert "loss became NaN or infinite at step 25" in said
     assert load_checkpoint(tmp_path / "spoilt" / CHECKPOINT)[1]["step"] == 20
 
 
-@pytest.mark.parametrize("length", [["--steps", "2"], ["--minutes", "0.2"]])
-def test_the_command_under_torchrun(tmp_path, length):
-    """`srlab train`: one writer, one voice, and one plan from what each process measured."""
-    from PIL import Image
-
+@pytest.fixture
+def command(tmp_path):
+    """`srlab train` in ``tmp_path / "run"``, but for its length."""
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for i in range(2):
         Image.effect_noise((64, 48), 50).convert("RGB").save(pictures / f"{i}.png")
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        "-m", "srlab", "train", "srresnet", "--data", pictures, "--validate", pictures, *length,
+    return [
+        "train", "srresnet", "--data", pictures, "--validate", pictures, "--out", tmp_path / "run",
         "--batch-size", "2", "--patch-size", "8", "--device", "cpu", "--log-every", "1",
-        "--validate-every", "1", "--out", tmp_path / "run",
+        "--validate-every", "1",
     ]  # fmt: skip
-    done = subprocess.run(
-        [*map(str, command)], env=environment(), capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    plan = budget.read(tmp_path / "run")
-    assert done.stdout.count(f"{plan.steps} steps in") == 1
-    assert done.stdout.count("ms a step") == (1 if plan.minutes else 0)
-    log = read_log(tmp_path / "run" / "log.csv")
+
+
+def assert_one_run(folder, said):
+    """One writer, one voice, and one plan from what each process measured."""
+    plan = budget.read(folder)
+    assert said.count(f"{plan.steps} steps in") == 1
+    assert said.count("ms a step") == (1 if plan.minutes else 0)
+    log = read_log(folder / "log.csv")
     assert log["loss"][0] == log["val_psnr"][0] == [*range(1, plan.steps + 1)]
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    try:
-        {"work": work, "die": die, "spoil": spoil}[sys.argv[1]](Path(sys.argv[2]))
-    except faults.LostProcess as error:  # as the command line does
-        sys.exit(f"srlab: {error}")
+def test_the_command_under_torchrun(tmp_path, command):
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "srlab"]
+    done = subprocess.run(
+        [sys.executable, "-m", *torchrun, *map(str, command), "--steps", "2"],
+        env=os.environ | environment(), capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_one_run(tmp_path / "run", done.stdout)
+
+
+def test_two_processes_plan_minutes_together(tmp_path, command):
+    codes, told = two_processes(processes.srlab, *command, "--minutes", "0.1", logs=tmp_path)
+    assert codes == [0, 0], told
+    assert_one_run(tmp_path / "run", "".join(told))

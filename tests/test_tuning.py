@@ -1,13 +1,12 @@
 """srlab.studies.tuning: against functions whose optimum is known; games on tiny networks."""
 
-import json
-import subprocess
-import sys
+import time
 
 import numpy as np
 import optuna
 import pytest
 import torch
+from processes import start
 from scipy.stats import rankdata, spearmanr
 
 from srlab.data.bank import PatchBank
@@ -62,23 +61,26 @@ def test_a_killed_search_goes_on_where_an_unbroken_one_would_have(tmp_path):
         search(bowl, {"x": RANGES["x"]}, tmp_path / "b", trials=8)
 
 
+def search_together(folder, name):
+    """What each of two processes does, once both are there."""
+
+    def objective(setting, folder, report):
+        time.sleep(0.2)
+        return setting["x"]
+
+    (folder / name).touch()
+    while len(list(folder.glob("ready-*"))) < 2:
+        time.sleep(0.01)
+    search(objective, {"x": RANGES["x"]}, folder / "study", trials=12)
+
+
 def test_two_processes_share_a_search_and_try_nothing_twice(tmp_path):
-    code = (
-        "import json, sys, time\n"
-        "from pathlib import Path\n"
-        "from srlab.studies.tuning import search\n"
-        "def objective(setting, folder, report):\n"
-        "    time.sleep(0.2)\n"
-        "    return setting['x']\n"
-        "folder = Path(sys.argv[1])\n"
-        "folder.joinpath(sys.argv[2]).touch()\n"
-        "while len(list(folder.glob('ready-*'))) < 2: time.sleep(0.01)\n"
-        "study = search(objective, json.loads(sys.argv[3]), folder / 'study', trials=12)\n"
-    )
-    ranges = json.dumps({"x": RANGES["x"]})
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    both = [subprocess.Popen([*command, f"ready-{i}", ranges]) for i in range(2)]
-    assert [process.wait() for process in both] == [0, 0]
+    both = [
+        start(search_together, tmp_path, f"ready-{i}", log=tmp_path / f"said-{i}") for i in range(2)
+    ]
+    for i, process in enumerate(both):
+        process.join()
+        assert process.exitcode == 0, (tmp_path / f"said-{i}").read_text()
     study = search(bowl, {"x": RANGES["x"]}, tmp_path / "study", trials=12)
     tried = [trial.params["x"] for trial in study.trials if trial.value is not None]
     assert 12 <= len(tried) <= 13  # both may have been in their last trial
