@@ -5,7 +5,6 @@ out automatically.
 """
 
 import os
-import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -186,9 +185,8 @@ def default_fabric(accelerator: str = "auto", precision: str = "32-true") -> "Fa
     Raises:
         SrlabError: no such device or precision.
     """
-    with _left_out("torchmetrics"):  # of which Fabric only wants the version: seconds of imports
-        from lightning_fabric import Fabric
-        from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
 
     options: dict[str, Any] = {"devices": 1}
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "LOCAL_WORLD_SIZE" in os.environ
@@ -228,16 +226,3 @@ def keep_own_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) ->
 
 def mean_over_processes(fabric: "Fabric", values: Tensor) -> Tensor:
     return fabric.all_reduce(values) if fabric.world_size > 1 else values
-
-
-@contextmanager
-def _left_out(name: str) -> Iterator[None]:
-    """Whoever imports this module meanwhile finds it missing, unless it was imported before."""
-    absent = name not in sys.modules
-    if absent:
-        sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if absent:
-            del sys.modules[name]
