@@ -18,7 +18,7 @@ from srlab.errors import SrlabError
 
 LOCK = ".srlab.lock"
 _COMPUTER = f"{zlib.crc32(platform.node().encode()):08x}"
-_TEMPORARY = re.compile(r"\.srlab-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}$")
+_TEMPORARY = re.compile(r"\.srlab-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(\.\w+)?$")
 _A_DAY = 86_400  # seconds without a change: its writer, on whatever computer, is gone
 
 

@@ -155,7 +155,8 @@ def _write_tiff(
         for strip in _regroup(strips, rows):
             differences = np.diff(strip, axis=1, prepend=strip.dtype.type(0))
             deflate = _deflater()
-            yield deflate.compress(differences.astype(dtype)) + deflate.flush()
+            differences = np.ascontiguousarray(differences, dtype)
+            yield deflate.compress(differences) + deflate.flush()
 
     tifffile.imwrite(
         file,
