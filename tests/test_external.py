@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch.nn.functional import pad
 from torch.testing import assert_close
 
-from srlab import cli, pictures
+from srlab import cli
 from srlab.data.degradation import crop_to_multiple, downsample
 from srlab.data.images import write_image
 from srlab.evaluation import protocol
@@ -20,6 +20,7 @@ from srlab.evaluation.tiling import upscale
 from srlab.models import zoo
 from srlab.models.external import ExternalError, load_external
 from srlab.models.interpolation import interpolate
+from srlab.pictures import upscaling
 
 pytest.importorskip("spandrel")
 
@@ -110,9 +111,9 @@ def test_upscale_runs_it_in_tiles(name, tmp_path):
     lr, scale = image(3, 20, 72), SCALES[name]
     whole = upscale(zoo.load(file), lr, None)
     assert whole.shape == (3, 20 * scale, 72 * scale)
-    tiled = pictures.upscale(lr, file, tile=64, device="cpu")
+    tiled = upscaling.upscale(lr, file, tile=64, device="cpu")
     assert (tiled - whole).abs().max() < 0.02
-    assert_close(pictures.upscale(lr, file, tile=72, device="cpu"), whole, atol=1e-5, rtol=0)
+    assert_close(upscaling.upscale(lr, file, tile=72, device="cpu"), whole, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("wrap", ["params_ema", "module"])
