@@ -54,7 +54,7 @@ def test_the_student_computes_what_was_kept_of_the_teacher(script):
         for parameter in (first.weight, first.bias):
             parameter.copy_(parameter[:16].repeat(4, *[1] * (parameter.ndim - 1)))
     student = script.Student()
-    images = torch.rand(8, 3, 32, 32)
+    images = torch.rand(8, 3, 48, 48)
     script.cut_out(student, teacher, images)
     x = (images - teacher.mean) / teacher.std
     kept = student.features.layers[0](x).relu()
