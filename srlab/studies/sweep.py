@@ -240,14 +240,12 @@ def _trials(study: "optuna.Study", sweep: Sweep) -> Iterator["optuna.Trial"]:
     begun = [trial.user_attrs["parameters"] for trial in runs]
     left = [trial.user_attrs["parameters"] for trial in runs if not _done(trial)]
     left += [parameters for parameters in planned if parameters not in begun]
-    done = sum(map(_done, study.get_trials(deepcopy=False)))
-    done = len(planned) - len(left) if planned else done
+    done = sum(map(_done, runs if planned else study.get_trials(deepcopy=False)))
     print(f"{len(planned) or sweep.trials} runs, {done} of them done before")
     new = sweep.trials - done - len(left)
     for given in itertools.chain(left, (None for _ in range(new))):
         if given:
-            fixed = {name: given[name] for name in sweep.ranges}
-            study.enqueue_trial(fixed)
+            study.enqueue_trial({name: given[name] for name in sweep.ranges})
         # A sampler with one seed would propose the same in every sweep that goes on.
         study.sampler = optuna.samplers.TPESampler(seed=len(study.get_trials(deepcopy=False)))
         trial = study.ask()
