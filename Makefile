@@ -42,13 +42,13 @@ lint: $(VENV)/ready
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-# A worker takes whole files: chapters first, because they last longest, then the tests. With more
+# A worker takes whole files, in this order: what lasts longest comes first. With more
 # than one thread each, they would fight for the cores.
 test: lint
 	@echo "Every chapter against its stored outputs, and all tests, in $(WORKERS) processes."
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
 		--nbval --nbval-current-env --nbval-cell-timeout=900 \
-		--nbval-sanitize-with tests/nbval_sanitize.cfg $(CHAPTERS) tests
+		--nbval-sanitize-with tests/nbval_sanitize.cfg $(CHAPTERS) tests/test_notebooks.py tests
 
 lab: $(VENV)/ready
 	@$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb

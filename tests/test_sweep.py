@@ -297,7 +297,7 @@ def test_a_folder_keeps_to_one_sweep(root, pretended, first, second):
         ("grid: {x: [.nan]}", SweepError, "x cannot be nan"),
         ("grid: {x: [-.inf]}", SweepError, "x cannot be -inf"),
         (f"grid: {{seed: [1{'0' * 400}]}}", SweepError, "seed cannot be 10"),
-        (f"grid: {{seed: [1{'0' * 5000}]}}", SweepError, "holds something else than numbers"),
+        (f"grid: {{seed: [1{'0' * 5000}]}}", SweepError, "holds something other than numbers"),
         ("grid: {x: [[1.0]]}", SweepError, r"x cannot be \[1.0\]"),
         ("grid: " + "[" * 1500, SweepError, "nested too deeply"),
         ("grid: {seed: [\x07]}", SweepError, "not valid YAML"),
