@@ -35,6 +35,7 @@ from srlab.evaluation.tiling import upscale
 from srlab.models import zoo
 from srlab.models.generators import SRResNet, fold
 from srlab.models.interpolation import interpolate
+from srlab.studies.claims import at_equal_cost
 from srlab.studies.tuning import Judge, play, suggest
 from srlab.training.config import PretrainConfig
 from srlab.training.monitor import TrainingDiverged
@@ -104,23 +105,22 @@ class Scorer:
     def pictures(self, generator: nn.Module) -> list[dict[str, float]]:
         """The three scores of each picture."""
         training = generator.training
-        start = self.start if zoo.describe(self.start) == zoo.describe(generator) else None
-        ends, road = self.of(generator), [self.before]
+        road = {0.0: self.before}
         for share in (0.25, 0.5, 0.75):
-            if self.cost(road[-1]) < COST and start is not None:
-                road.append(self.of(interpolate(start, generator, share)))
-        road.append(ends)
-        reached = next((i for i, p in enumerate(road) if self.cost(p) >= COST), None)
-        if reached is None:
-            at_cost = [lpips for _, lpips in ends]
-        else:
-            a, b = road[reached - 1], road[reached]
-            way = (COST - self.cost(a)) / (self.cost(b) - self.cost(a))
-            at_cost = [x[1] + way * (y[1] - x[1]) for x, y in zip(a, b, strict=True)]
+            if self.cost(road[max(road)]) < COST:
+                road[share] = self.of(interpolate(self.start, generator, share))
+        road[1.0] = self.of(generator)
         generator.train(training)
+        lines = [
+            {"row": "", "seed": "", "set": "", "image": str(i), "share": str(share)}
+            | {"psnr": str(psnr), "lpips": str(lpips)}
+            for share, found in road.items()
+            for i, (psnr, lpips) in enumerate(found)
+        ]
+        at_cost = [float(line["lpips"]) for line in at_equal_cost(lines, COST)]
         return [
             dict(zip(SCORES, (*end, lpips), strict=True))
-            for end, lpips in zip(ends, at_cost, strict=True)
+            for end, lpips in zip(road[1.0], at_cost, strict=True)
         ]
 
     def cost(self, found: list[tuple[float, float]]) -> float:
