@@ -83,6 +83,27 @@ class Perceptual(nn.Module):
         return torch.stack(terms).sum()
 
 
+def grid(sr: Tensor, hr: Tensor, scale: int = 4, window: int = 6) -> Tensor:
+    """What a generator stamps alike into all LR pixels of a neighbourhood, and HR does not hold.
+
+    Where LR is flat, a generator sees the same input everywhere and can only repeat one block of
+    ``scale`` x ``scale`` pixels. A loss that asks for texture is pleased with that; the eye sees a
+    grid. So the error is sorted by its place in the block (pixel unshuffle), what all places share
+    is taken off, and the rest is averaged over windows: real texture differs from block to block
+    and averages out, a grid stays. Mean absolute value, 0 without a grid.
+
+    Args:
+        sr, hr: (N, C, H, W), H and W multiples of ``scale``.
+        scale: period of the grid in pixels, the generator's scale.
+        window: side of the neighbourhood in LR pixels, of which each overlaps the next by half; at
+            most the picture's.
+    """
+    places = F.pixel_unshuffle(sr.float() - hr.float(), scale).unflatten(1, (-1, scale**2))
+    places = (places - places.mean(2, keepdim=True)).flatten(1, 2)
+    window = min(window, *places.shape[-2:])
+    return F.avg_pool2d(places, window, max(1, window // 2)).abs().mean()
+
+
 def bce_critic(real: Tensor, fake: Tensor) -> Tensor:
     """The discriminator's loss: -log D(real) - log(1 - D(fake)) with D = sigmoid(score).
 

@@ -35,6 +35,7 @@ NAMES = {
     for net, convolutions in CONVOLUTIONS.items()
 }
 LAYERS = NAMES["vgg19"]  # VGG16's are among them, in the same order
+POOLS = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}
 PRETRAINED = {"vgg16": pretrained.VGG16, "vgg19": pretrained.VGG19}
 
 
@@ -48,6 +49,9 @@ class Features(nn.Module):
             ``conv5_4`` the same before the activation, as in ESRGAN (``features[:35]``).
         width: factor on the number of channels; 1 is VGG's own, 1/4 the slim network's.
         net: ``"vgg19"`` or ``"vgg16"``: which layers there are.
+        pool: ``"max"`` as it was trained, or ``"avg"``. A maximum passes its gradient to one pixel
+            of four, an average to all: the better choice where pictures are made by that gradient
+            (Gatys et al. 2016, "Image style transfer using convolutional neural networks").
 
     Attributes:
         names: of the network's layers, also of those beyond the deepest tap.
@@ -61,11 +65,20 @@ class Features(nn.Module):
         ValueError: unknown layer, or none.
     """
 
-    def __init__(self, taps: Sequence[str] = ("relu5_4",), width: float = 1.0, net: str = "vgg19"):
+    def __init__(
+        self,
+        taps: Sequence[str] = ("relu5_4",),
+        width: float = 1.0,
+        net: str = "vgg19",
+        pool: str = "max",
+    ):
         super().__init__()
+        if pool not in POOLS:
+            raise ValueError(f"pool must be 'max' or 'avg', got {pool!r}")
         self.taps = (taps,) if isinstance(taps, str) else tuple(taps)
         self.width = width
         self.net = net
+        self.pool = pool
         self.names = NAMES[net]
         depth = max((_depth(tap, net) for tap in self.taps), default=0)
         if not depth:
@@ -82,7 +95,7 @@ class Features(nn.Module):
             elif name.startswith("relu"):
                 layers.append(nn.ReLU())  # not in place: a tap before it keeps its values
             else:
-                layers.append(nn.MaxPool2d(2))
+                layers.append(POOLS[pool](2))
             channels[name] = before
         self.layers = nn.Sequential(*layers)
         self.channels = {tap: channels[tap] for tap in self.taps}
@@ -115,7 +128,8 @@ class Features(nn.Module):
                 f"them with taps=[{tap!r}]"
             )
         weights = self.layers[:depth].state_dict()
-        copy = Features((tap,), self.width, self.net).to(self.mean.device, self.mean.dtype)
+        copy = Features((tap,), self.width, self.net, self.pool)
+        copy.to(self.mean.device, self.mean.dtype)
         copy.layers.load_state_dict(weights)
         copy.scales[tap] = self.scales.get(tap, 1.0)
         return copy
@@ -154,13 +168,16 @@ def calibrate(features: Features, images: Tensor) -> dict[str, float]:
     return features.scales
 
 
-def load(name: str | Path = "vgg19-slim", taps: Sequence[str] = ("relu5_4",)) -> Features:
+def load(
+    name: str | Path = "vgg19-slim", taps: Sequence[str] = ("relu5_4",), pool: str = "max"
+) -> Features:
     """A feature extractor with trained weights.
 
     Args:
         name: ``vgg19-slim``, ``vgg19``, ``vgg16``, or a ``.safetensors`` file that :func:`save`
             wrote.
-        taps: see :class:`Features`.
+        taps, pool: see :class:`Features`. The scales that come with ``vgg19-slim`` are those of
+            ``"max"``.
 
     Raises:
         FeatureError: unknown name, or weights that are missing, incomplete or not the published
@@ -170,7 +187,10 @@ def load(name: str | Path = "vgg19-slim", taps: Sequence[str] = ("relu5_4",)) ->
     """
     scales: dict[str, float] = {}
     if str(name) in PRETRAINED:
-        features, weights = Features(taps, net=str(name)), _published(PRETRAINED[str(name)])
+        features, weights = (
+            Features(taps, net=str(name), pool=pool),
+            _published(PRETRAINED[str(name)]),
+        )
     else:
         path = SLIM if str(name) == "vgg19-slim" else Path(name)
         if not path.is_file():
@@ -180,7 +200,7 @@ def load(name: str | Path = "vgg19-slim", taps: Sequence[str] = ("relu5_4",)) ->
         if path == SLIM:
             released.check(path)
         width, scales, weights = _read(path)
-        features = Features(taps, width)
+        features = Features(taps, width, pool=pool)
     own = features.layers.state_dict()
     for key, value in own.items():
         if key not in weights or weights[key].shape != value.shape:

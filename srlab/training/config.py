@@ -67,6 +67,8 @@ class AdversarialConfig:
         content: pixel loss, ``"l1"`` or ``"mse"``.
         content_weight, perceptual_weight, adversarial_weight: of the three parts of the generator's
             loss.
+        grid_weight: of a fourth, :func:`srlab.losses.grid`, against the grid that the perceptual
+            loss invites.
         adversarial: ``"bce"``, ``"relativistic"`` or ``"wasserstein"``; see :mod:`srlab.losses`.
         lipschitz: what bounds the critic's slope: ``"none"``, ``"clip"`` (each weight into
             [-clip_value, clip_value] after every step), ``"gradient-penalty"``, or ``"spectral"``
@@ -90,6 +92,7 @@ class AdversarialConfig:
     content: str = "mse"
     content_weight: float = 1.0
     perceptual_weight: float = 0.0
+    grid_weight: float = 0.0
     adversarial: str = "bce"
     adversarial_weight: float = 1e-3
     lipschitz: str = "none"

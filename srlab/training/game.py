@@ -55,7 +55,8 @@ def adversarial(
     - ``penalty`` for the gradient penalty, and ``gradient_norm``, the critic's mean slope (for
       other Wasserstein critics measured once a row);
     - ``turns``, the critic's steps, if ``config.critic_gap`` regulates them;
-    - ``content``, ``perceptual`` and ``adversarial``: the generator's losses, unweighted.
+    - ``content``, ``perceptual``, ``grid`` and ``adversarial``: the generator's losses, unweighted,
+      as far as they have a weight.
 
     Raises:
         ConfigError: critic and configuration do not fit each other.
@@ -132,6 +133,9 @@ def adversarial(
                     with fabric.autocast():
                         row["perceptual"] = perceptual(sr, hr)
                     total = total + config.perceptual_weight * row["perceptual"]
+                if config.grid_weight:
+                    row["grid"] = losses.grid(sr, hr, generator.scale)
+                    total = total + config.grid_weight * row["grid"]
                 row["adversarial"] = rules.generator_loss(config, c_model, hr, sr)
                 g_optimizer.zero_grad()
                 fabric.backward(total + config.adversarial_weight * row["adversarial"])

@@ -42,6 +42,7 @@ def columns(config: AdversarialConfig) -> list[str]:
         "turns": config.critic_gap is not None,
         "content": True,
         "perceptual": bool(config.perceptual_weight),
+        "grid": bool(config.grid_weight),
         "adversarial": True,
         "val_psnr": True,
     }
