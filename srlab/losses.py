@@ -98,7 +98,7 @@ def grid(sr: Tensor, hr: Tensor, scale: int = 4, window: int = 6) -> Tensor:
         window: side of the neighbourhood in LR pixels, of which each overlaps the next by half; at
             most the picture's.
     """
-    places = F.pixel_unshuffle(sr.float() - hr.float(), scale).unflatten(1, (-1, scale**2))
+    places = F.pixel_unshuffle(sr - hr, scale).unflatten(1, (-1, scale**2))
     places = (places - places.mean(2, keepdim=True)).flatten(1, 2)
     window = min(window, *places.shape[-2:])
     return F.avg_pool2d(places, window, max(1, window // 2)).abs().mean()

@@ -218,6 +218,34 @@ def test_the_perceptual_loss_teaches_sr_only():
     assert loss.train().features.training is False
 
 
+def test_the_grid_loss_is_the_size_of_what_every_block_repeats():
+    torch.manual_seed(0)
+    hr = torch.rand(2, 3, 32, 48, dtype=torch.float64)
+    block = torch.rand(1, 3, 4, 4, dtype=torch.float64)
+    stamped = hr + block.repeat(1, 1, 8, 12)
+    share = block.mean((2, 3), keepdim=True)  # a change of colour is no grid
+    for window in (1, 3, 6, 99):
+        assert_close(losses.grid(stamped, hr, 4, window), (block - share).abs().mean())
+    assert losses.grid(hr + share, hr) < 1e-12
+
+
+def test_the_grid_loss_lets_texture_pass_that_differs_from_block_to_block():
+    torch.manual_seed(0)
+    hr = torch.rand(1, 3, 48, 48, dtype=torch.float64)
+    block = torch.rand(3, 4, 4, dtype=torch.float64) - 0.5
+    signs = (-1.0) ** torch.arange(12)
+    board = (signs[:, None] * signs).to(hr).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    assert losses.grid(hr + block.repeat(1, 12, 12) * board, hr, 4, window=6) < 1e-12
+    noise = 0.1 * torch.randn_like(hr)  # a window of 36 blocks averages it to a sixth
+    assert_close(losses.grid(hr + noise, hr), noise.abs().mean() / 6, rtol=0.15, atol=0)
+
+
+def test_the_grid_loss_teaches_sr():
+    torch.manual_seed(0)
+    hr, sr = (torch.rand(1, 2, 8, 12, dtype=torch.float64) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda x: losses.grid(x, hr, 4, 2), sr.requires_grad_())
+
+
 def test_a_tap_that_the_features_do_not_have():
     with pytest.raises(ValueError, match="features has no tap relu9_9: it has pixels, mean"):
         losses.Perceptual(Eyes(), {"relu9_9": 1.0}, pictures()[0])

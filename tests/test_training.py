@@ -20,6 +20,7 @@ from torch.testing import assert_close
 
 from srlab import losses
 from srlab.data.bank import PatchBank
+from srlab.data.degradation import upsample
 from srlab.errors import SrlabError
 from srlab.files import InUse
 from srlab.models import zoo
@@ -849,6 +850,32 @@ def test_the_perceptual_loss_has_its_weight(tmp_path):
         results.append(generator.state_dict())
         assert ("perceptual" in read_log(folder / "log.csv")) == (perceptual is not None)
     assert_close(*results, **CLOSE)
+
+
+def test_a_generator_that_stamps_a_grid_unlearns_it_if_that_has_a_weight(tmp_path):
+    class Stamp(nn.Module):
+        scale = 4
+
+        def __init__(self):
+            super().__init__()
+            self.options = {}
+            self.block = nn.Parameter(0.3 * (-1.0) ** torch.arange(16.0).view(4, 4))
+
+        def forward(self, lr):
+            return upsample(lr) + self.block.repeat(1, 1, *lr.shape[-2:])
+
+    for weight in (0.0, 1.0):
+        generator = Stamp()
+        before = generator.block.detach().clone()
+        adversarial(
+            generator, make_critic(), make_bank(),
+            config("adversarial", steps=60, generator_lr=0.02, content_weight=0.0,
+                   adversarial_weight=0.0, grid_weight=weight, log_every=60, validate_every=0),
+            tmp_path / str(weight), fabric=cpu(), progress=False,
+        )  # fmt: skip
+        size = generator.block.abs().mean() / before.abs().mean()
+        assert size < 0.2 if weight else size == 1
+        assert ("grid" in read_log(tmp_path / str(weight) / "log.csv")) == bool(weight)
 
 
 def test_long_gradients_are_cut(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
+from torch.nn import functional as F
 from torch.testing import assert_close
 from torchvision.models import vgg19
 from torchvision.models.vgg import VGG19_Weights
@@ -91,6 +92,21 @@ def test_layers_have_the_papers_names_in_torchvisions_order(theirs):
     assert [kinds[type(layer).__name__] for layer in theirs.features] == [n[:4] for n in vgg.LAYERS]
     # torchvision's own documentation of SRGAN's and ESRGAN's features: the 35th and 36th layer.
     assert (vgg.LAYERS[34], vgg.LAYERS[35]) == ("conv5_4", "relu5_4")
+
+
+def test_average_pooling_is_torchvisions_network_with_its_pools_exchanged(theirs):
+    image = torch.rand(1, 3, 32, 48)
+    x = normalize(image, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    features = Features(("relu1_2", "pool1", "relu3_4"), pool="avg")
+    features.layers.load_state_dict(theirs.features[:18].state_dict())
+    found = features(image)
+    for i, layer in enumerate(theirs.features[:18]):
+        x = F.avg_pool2d(x, 2) if isinstance(layer, torch.nn.MaxPool2d) else layer(x)
+        if vgg.LAYERS[i] in found:
+            assert_close(found[vgg.LAYERS[i]], x, rtol=1e-4, atol=1e-5)
+    assert features.up_to("pool1").pool == "avg"
+    with pytest.raises(ValueError, match="pool must be 'max' or 'avg', got 'mean'"):
+        Features(pool="mean")
 
 
 def test_vgg16_is_torchvisions_layer_for_layer():
