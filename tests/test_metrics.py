@@ -7,7 +7,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch.testing import assert_close
 
-from srlab.evaluation.metrics import psnr, ssim
+from srlab.evaluation.metrics import grid_level, psnr, ssim
 
 
 @pytest.fixture
@@ -90,3 +90,25 @@ def test_ssim_needs_its_window():
     assert ssim(x, x).item() == pytest.approx(1)
     with pytest.raises(ValueError, match=r"at least 11 x 11 pixels, got \(1, 3, 11, 10\)"):
         ssim(x[..., :10], x[..., :10])
+
+
+def test_the_level_of_a_grid_in_noise():
+    """One wave of period 4 along the rows, in white noise: one of eight frequencies stands out.
+
+    Its peak under a Hann window, and the median of the noise's exponential power, in closed form.
+    """
+    torch.manual_seed(0)
+    side, sigma, amplitude = 256, 0.05, 0.02
+    hr = 0.5 + sigma * torch.randn(1, side, side).expand(3, -1, -1)
+    wave = amplitude * torch.cos(torch.pi / 2 * torch.arange(side))
+    hann = torch.hann_window(side, dtype=torch.float64)
+    total, power = hann.sum() ** 2, hann.square().sum() ** 2
+    peak = 0.25 * (amplitude / 2 * total) ** 2  # the mean of nine places, of which the middle is 1
+    expected = 10 * torch.log10(1 + peak / (sigma**2 * power * math.log(2)))
+    assert grid_level(hr + wave, hr) == pytest.approx(float(expected) / 8, abs=0.3)
+    assert grid_level(hr, hr) == 0
+    assert grid_level(hr + 0.2, hr) == pytest.approx(0, abs=1e-3)  # brighter
+    other = 0.5 + sigma * torch.randn(1, side, side).expand(3, -1, -1)
+    assert abs(grid_level(other, hr)) < 2  # other texture of the same kind
+    with pytest.raises(ValueError, match="at least 32 a side"):
+        grid_level(hr[:, :31], hr[:, :31])
