@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import skimage.data
 import torch
 
 from srlab.data.datasets import find
@@ -16,32 +17,31 @@ from srlab.training.monitor import read_log
 from srlab.viz import figures
 
 HERE = Path(__file__).parent
+SKIMAGE = Path(skimage.data.__file__).parent  # photographs that come with scikit-image
+DETAIL = 72  # HR pixels a side
 
 
 def side_by_side() -> figures.Figure:
-    """LR, bicubic, two released networks and HR, with the detail that the first changed most."""
-    hr = crop_to_multiple(
-        read_image(next(f for f in find("photos-valid") if "coffee" in f.stem)), 4
-    )
-    lr = downsample(hr)
-    pictures = {
-        "LR": lr,
-        "bicubic": upsample(lr),
-        "SRResNet, 5 blocks": upscale(zoo.load("srresnet"), lr),
-        "WDRN + VGG + WGAN": upscale(zoo.load("wdrn-vgg-wgan"), lr),
-        "HR": hr,
-    }
-    crop = figures.most_different_crop(pictures["bicubic"], pictures["SRResNet, 5 blocks"], 80)
-    captions = {
-        name: f"{protocol.compare(pictures[name], hr)[0]:.2f} dB"
-        for name in ("bicubic", "SRResNet, 5 blocks", "WDRN + VGG + WGAN")
-    }
-    return figures.compare(
-        pictures,
-        crop,
-        captions,
-        alt="A cup of coffee at LR, by bicubic interpolation, by the released SRResNet, by the "
-        "released WDRN + VGG + WGAN and in the HR original, with one enlarged detail each.",
+    """Six photographs that no released network learned from, each where the final GAN changed most.
+
+    Row by row: bicubic, the network trained for PSNR, the final GAN, and the original.
+    """
+    networks = [zoo.load(name) for name in ("srresnet", "wdrn-vgg-wgan")]
+    rows: list[list[torch.Tensor]] = [[], [], [], []]
+    for name in ("chelsea", "coffee", "astronaut", "motorcycle_left", "rocket", "gravel"):
+        hr = crop_to_multiple(read_image(next(SKIMAGE.glob(f"{name}.*"))), 4)
+        lr = downsample(hr)
+        pictures = [upsample(lr), *(upscale(network, lr) for network in networks), hr]
+        top, left, *_ = figures.most_different_crop(pictures[0], pictures[2], DETAIL)
+        for row, picture in zip(rows, pictures, strict=True):
+            row.append(picture[:, top : top + DETAIL, left : left + DETAIL])
+    names = ("bicubic", "srresnet, trained for PSNR", "wdrn-vgg-wgan, the final GAN", "original")
+    return figures.grid(
+        torch.stack([detail for row in rows for detail in row]),
+        ncol=6,
+        titles=[title for name in names for title in (name, *[""] * 5)],
+        alt="Details of six photographs by bicubic interpolation, by SRResNet, by the final GAN "
+        "and in the original. Bicubic is blurred, SRResNet has sharp edges, the GAN has texture.",
     )
 
 

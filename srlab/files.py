@@ -78,8 +78,8 @@ def only_here(folder: Path, work: str, file: str = LOCK) -> Iterator[None]:
             holder = path.read_text(errors="replace").strip()
         who = f"process {holder}" if holder.isdecimal() else "another process"
         raise InUse(
-            f"{folder} is in use: {who} does {work} there. Wait until it has ended, stop it, or "
-            "name another folder."
+            f"{folder} is in use: {who} is busy there with {work}. Wait until it has ended, "
+            "stop it, or name another folder."
         ) from error
     except NotImplementedError:  # a network drive without locks
         yield

@@ -263,7 +263,7 @@ def test_what_follows_a_stopped_training_does_not_go_on(photos, tmp_path, number
     assert first.exitcode == 128 + number
     refused = (tmp_path / "second").read_text()
     assert (second.exitcode, "Traceback" in refused) == (1, False)
-    assert f"process {first.pid} does a training there" in refused
+    assert f"process {first.pid} is busy there with a training" in refused
     _, info = load_checkpoint(out / "checkpoint.safetensors")
     assert info["step"] == int(read_rows(out / "log.csv")[-1]["step"])
     assert sorted(os.listdir(out)) == ["checkpoint.safetensors", "log.csv", "plan.json"]

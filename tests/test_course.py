@@ -398,7 +398,9 @@ with only_here(Path(sys.argv[1]), "a test"):
     command = [sys.executable, "-c", code, str(root / "runs/lite")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(InUse, match=f"process {process.pid} does a run of the course there"):
+        with pytest.raises(
+            InUse, match=f"process {process.pid} is busy there with a run of the course"
+        ):
             course.run_course()
         process.kill()
     assert not (root / "runs/lite/times.json").exists()

@@ -512,7 +512,7 @@ def test_two_at_once_lose_no_download(tiny, data):
     command = [sys.executable, "-c", HOLD, str(data)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(InUse, match=f"process {process.pid} does a download there"):
+        with pytest.raises(InUse, match=f"process {process.pid} is busy there with a download"):
             fetch("tiny")
         process.kill()
     assert tiny.sent == []

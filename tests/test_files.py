@@ -65,7 +65,7 @@ def test_what_the_killed_left_is_removed_and_nothing_else(tmp_path):
 
 def test_the_second_process_is_refused_and_told_of_the_first(holder, tmp_path):
     with (
-        pytest.raises(InUse, match=rf"process {holder.pid} does a test there"),
+        pytest.raises(InUse, match=rf"process {holder.pid} is busy there with a test"),
         only_here(tmp_path / "run", "a test"),
     ):
         pass

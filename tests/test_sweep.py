@@ -167,7 +167,7 @@ def test_what_is_killed_is_done_again_and_nothing_else(root):
     wait_until(lambda: begun(root) == [1.0, 1.0], process)
     hold.write_text("2.0")
     wait_until(lambda: begun(root) == [1.0, 1.0, 2.0], process)
-    with pytest.raises(InUse, match=f"process {process.pid} does a sweep there"):
+    with pytest.raises(InUse, match=f"process {process.pid} is busy there with a sweep"):
         run_sweep(file)
     process.kill()
     process.join()

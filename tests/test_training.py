@@ -460,7 +460,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, unbroken):
     while not (said := tmp_path / "said").exists() or "step 8" not in said.read_text():
         assert training.is_alive(), said.read_text()
         time.sleep(0.02)
-    with pytest.raises(InUse, match=f"process {training.pid} does a training there"):
+    with pytest.raises(InUse, match=f"process {training.pid} is busy there with a training"):
         train("pretrain", tmp_path / "run")
     training.kill()
     training.join()
