@@ -1,6 +1,7 @@
 """The web site, by Sphinx: the stored chapters, never executed, and the package's docstrings."""
 
 import base64
+import io
 import json
 import os
 import re
@@ -11,7 +12,9 @@ from pathlib import Path
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
+from PIL import Image
 from sphinx.util import logging
+from sphinx.util.inspect import signature, stringify_signature
 
 import srlab
 
@@ -21,7 +24,18 @@ ROOMS = [
     "data", "models", "losses", "evaluation", "training", "pictures", "bench", "course", "studies",
     "viz", "cli",
 ]  # fmt: skip
-THUMBNAILS = {"01": 10, "02": 5, "03": 5, "04": 4, "05": 8, "06": 12, "07": 7, "08": 1}
+# Chapter: which of its pictures, and what part of it (left, top, right, bottom), is the thumbnail.
+THUMBNAILS = {
+    "00": (0, (0.013, 0.061, 0.987, 0.975)),
+    "01": (5, (0.018, 0.083, 0.982, 0.966)),
+    "02": (14, (0.013, 0.123, 0.649, 0.966)),
+    "03": (0, (0.0, 0.0, 0.92, 1.0)),
+    "04": (1, (0.026, 0.241, 0.487, 0.365)),
+    "05": (0, (0.52, 0.13, 0.98, 1.0)),
+    "06": (0, (0.405, 0.470, 0.776, 0.968)),
+    "07": (7, (0.12, 0.06, 0.83, 0.62)),
+    "08": (3, (0.016, 0.118, 0.391, 0.953)),
+}
 log = logging.getLogger(__name__)
 
 
@@ -38,6 +52,7 @@ def repository() -> str:
     return f"https://github.com/{found[1]}" if found else ""
 
 
+author = "the srlab authors"
 project = html_title = "Super-resolution GANs"
 version = release = srlab.__version__
 extensions = [
@@ -89,8 +104,9 @@ def gather(app) -> None:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         data = [o["data"] for cell in cells for o in cell.get("outputs", ()) if "data" in o]
         pictures = [kinds["image/png"] for kinds in data if "image/png" in kinds]
-        picture = pictures[min(THUMBNAILS.get(path.name[:2], 0), len(pictures) - 1)]
-        _update(HERE / "notebooks" / f"{path.stem}.png", base64.b64decode(picture))
+        number, part = THUMBNAILS[path.name[:2]]
+        picture = base64.b64decode(pictures[min(number, len(pictures) - 1)])
+        _update(HERE / "notebooks" / f"{path.stem}.png", _cut(picture, part))
     (HERE / "api").mkdir(exist_ok=True)
     for room in ROOMS:
         path = Path(srlab.__file__).with_name(room)
@@ -100,6 +116,16 @@ def gather(app) -> None:
         for file in files:
             page += f"\n{file.stem}\n{'-' * 40}\n\n.. automodule:: srlab.{room}.{file.stem}\n"
         _update(HERE / "api" / f"{room}.rst", page.encode())
+
+
+def _cut(picture: bytes, part: tuple[float, float, float, float]) -> bytes:
+    """A part of a PNG file, at most 600 pixels wide."""
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    image = image.crop([round(n * x) for n, x in zip(image.size * 2, part, strict=True)])
+    image.thumbnail((600, 600))
+    buffer = io.BytesIO()
+    image.save(buffer, format="png")
+    return buffer.getvalue()
 
 
 def _update(path: Path, content: bytes) -> None:
@@ -115,9 +141,19 @@ def describe(app, doctree: nodes.document) -> None:
             words = [kind.astext() for kind in bundle if kind["mime_type"] == "text/plain"]
             for picture in bundle.findall(nodes.image):
                 picture["alt"] = " ".join(words)
+                if int(picture.get("width", 0)) > max(760, 2.2 * int(picture.get("height", 0))):
+                    picture["classes"].append("wide")  # a row of pictures
     for picture in doctree.findall(nodes.image):
         if not picture.get("alt"):
             log.warning("a picture without alternative text", location=picture)
+
+
+def sign(app, what, name, obj, options, signed, returns) -> tuple[str | None, str | None]:
+    """A widget is called as its ``__init__`` says: what it inherits takes just anything."""
+    if what == "class" and signed and signed.startswith("(*args"):
+        own = signature(obj.__init__, bound_method=True)
+        signed = stringify_signature(own, show_return_annotation=False, unqualified_typehints=True)
+    return signed, returns
 
 
 def mathml(tex: str, block: bool) -> str:
@@ -140,4 +176,5 @@ def visit_math(self, node: nodes.Element) -> None:
 def setup(app) -> None:
     app.connect("builder-inited", gather)
     app.connect("doctree-read", describe)
+    app.connect("autodoc-process-signature", sign)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
