@@ -90,7 +90,7 @@ def discriminator(patch_size: int = 96) -> Figure:
             x += 22 + width / 2
             _box(axes, x, y, width, height, "", MOVING if i % 2 else LAYER)
             axes.text(x, y - height / 2 - 10, str(channels), ha="center")
-            axes.text(x, y + height / 2 + 12, f"{side}x{side}", ha="center", color=GREY, size=8.5)
+            axes.text(x, y + height / 2 + 12, f"{side}x{side}", ha="center", color=GREY, size=9.5)
             x += width / 2
         for text, width in (("dense\n1024", 60), ("dense\n1", 52)):
             _arrow(axes, (x, y), (x + 22, y))
@@ -217,7 +217,7 @@ def _box(
     style |= {"boxstyle": "round,pad=0,rounding_size=5", "facecolor": colour, "zorder": 3}
     box = FancyBboxPatch((x - width / 2, y - height / 2), width, height, **style)
     axes.add_patch(box)
-    axes.text(x, y, text, ha="center", va="center", size=9.5, linespacing=1.25, zorder=4)
+    axes.text(x, y, text, ha="center", va="center", size=10.5, linespacing=1.25, zorder=4)
 
 
 def _arrow(axes: Axes, start: Point, end: Point, **style) -> None:

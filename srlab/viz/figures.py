@@ -27,7 +27,7 @@ from torch import Tensor
 from srlab.data.images import luma, to_uint8
 
 DPI = 80
-LARGE = 150_000  # bytes of a figure with photographs above which it stays at one pixel to a pixel
+LARGE = 600_000  # bytes of a figure with photographs above which it stays at one pixel to a pixel
 # Okabe and Ito's colours, which colour-blind readers can tell apart, less the yellow, which is
 # hard to see on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -40,7 +40,7 @@ STYLE = {
     "savefig.dpi": DPI,
     "savefig.bbox": None,
     "font.family": ["DejaVu Sans"],  # comes with matplotlib, so every machine draws it alike
-    "font.size": 10,
+    "font.size": 11,
     "text.color": INK,
     "axes.facecolor": "white",
     "axes.edgecolor": GREY,
@@ -187,11 +187,11 @@ def compare(
             image = image.repeat(step, 0).repeat(step, 1)
             extent = (0, columns, rows, 0)
             overview = image
-            if panel < image.shape[1]:  # no more pixels than a panel has: the detail shows the rest
-                shrunk = Image.fromarray(image).resize((panel, tall), Image.Resampling.HAMMING)
-                overview = np.asarray(shrunk)
+            if 2 * panel < image.shape[1]:  # no more pixels than a panel has on a sharp screen
+                size = 2 * panel, 2 * tall
+                overview = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.HAMMING))
             whole.imshow(overview, extent=extent, aspect="auto", interpolation="antialiased")
-            _write(figure, x, 15, title, weight="bold")
+            _write(figure, x, 15, title, weight="bold", size=_fit(pictures, panel, 0.7))
             if captions and title in captions:
                 _write(figure, x, 33, captions[title], color=GREY)
             if crop:
@@ -263,7 +263,7 @@ def grid(
             panel = _panel(figure, x, y + head, wide, tall)
             panel.imshow(picture(image), aspect="auto", interpolation="nearest")
             if titles:
-                _write(figure, x, y + 8, titles[i], size=8.5)
+                _write(figure, x, y + 8, titles[i], size=min(10, _fit(titles, wide)))
     return figure
 
 
@@ -290,14 +290,15 @@ def curves(
     """
     if not series:
         raise ValueError("curves has nothing to draw: series is empty.")
-    figure = Figure(600, 340, alt or f"{ylabel} against {xlabel}: {_listed(series)}")
-    figure.set_layout_engine("constrained")
+    figure = _chart(600, 340, alt or f"{ylabel} against {xlabel}: {_listed(series)}")
     with matplotlib.rc_context(STYLE):
         axes = figure.add_subplot()
         for label, (x, y) in series.items():
             x, y = _numbers(x), _numbers(y)
             colour = (styles or {}).get(label, (None, ""))[0]
-            axes.plot(x, y, label=label, color=colour, marker="o" if len(x) <= 25 else None)
+            again = not colour and len(axes.lines) >= len(COLOURS)
+            style = {"marker": "o" if len(x) <= 25 else None, "linestyle": "--" if again else "-"}
+            axes.plot(x, y, label=label, color=colour, **style)
         if logy:
             axes.set_yscale("log")
         for label, y in (hlines or {}).items():
@@ -311,9 +312,11 @@ def curves(
                 va="center",
                 color=GREY,
             )
-        axes.set(xlabel=xlabel, ylabel=ylabel)
+        _name_axes(axes, xlabel, ylabel)
         if len(series) > 1:
-            figure.legend(loc="outside upper left", ncols=min(4, len(series)), handlelength=1.4)
+            columns = 570 // (50 + 7.5 * max(map(len, series)))
+            columns = min(4, len(series), max(1, int(columns)))
+            figure.legend(loc="outside upper left", ncols=columns, handlelength=1.4)
     return figure
 
 
@@ -337,8 +340,7 @@ def bars(
     """
     if not values:
         raise ValueError("bars has nothing to draw: values is empty.")
-    figure = Figure(600, 60 + 34 * len(values), alt or f"Bars of {xlabel}: {_listed(values)}")
-    figure.set_layout_engine("constrained")
+    figure = _chart(600, 60 + 34 * len(values), alt or f"Bars of {xlabel}: {_listed(values)}")
     with matplotlib.rc_context(STYLE):
         axes = figure.add_subplot()
         colours = [COLOURS[label == highlight] for label in values]
@@ -350,7 +352,7 @@ def bars(
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.spines["left"].set_visible(False)
         axes.axvline(0, color=GREY, linewidth=1)
-        axes.set_xlabel(xlabel)
+        _name_rows(axes, xlabel)
     return figure
 
 
@@ -372,8 +374,7 @@ def dots(
     """
     if not values:
         raise ValueError("dots has nothing to draw: values is empty.")
-    figure = Figure(600, 80 + 34 * len(values), alt or f"Dots of {xlabel}: {_listed(values)}")
-    figure.set_layout_engine("constrained")
+    figure = _chart(600, 80 + 34 * len(values), alt or f"Dots of {xlabel}: {_listed(values)}")
     with matplotlib.rc_context(STYLE):
         axes = figure.add_subplot()
         for y, row in enumerate(map(_numbers, values.values())):
@@ -403,8 +404,7 @@ def intervals(
     """
     if not values:
         raise ValueError("intervals has nothing to draw: values is empty.")
-    figure = Figure(600, 80 + 34 * len(values), alt or f"Intervals of {xlabel}: {_listed(values)}")
-    figure.set_layout_engine("constrained")
+    figure = _chart(600, 80 + 34 * len(values), alt or f"Intervals of {xlabel}: {_listed(values)}")
     with matplotlib.rc_context(STYLE):
         axes = figure.add_subplot()
         if band:
@@ -439,28 +439,64 @@ def plane(
     """
     if not points:
         raise ValueError("plane has nothing to draw: points is empty.")
-    figure = Figure(760, 420, alt or f"{ylabel} against {xlabel}: {_listed(points)}")
-    figure.set_layout_engine("constrained")
+    figure = _chart(760, 420, alt or f"{ylabel} against {xlabel}: {_listed(points)}")
     styles = _styles(points) | dict(styles or {})
     with matplotlib.rc_context(STYLE):
         axes = figure.add_subplot()
         for label, line in (paths or {}).items():
             x, y = _numbers(list(zip(*line, strict=True)))
             axes.plot(x, y, color=GREY, label=label, marker=".", linewidth=1.2, zorder=1)
-        middle = sum(x for x, _ in points.values()) / len(points)
         for name, at in points.items():
             colour, marker = styles[name]
             style = {"color": colour, "marker": marker, "edgecolors": "white"}
-            axes.scatter(*at, s=60, zorder=2, label=name, **style)
-            right = at[0] > middle  # the name goes where there is more room
+            axes.scatter(*at, s=80, linewidths=0.8, zorder=2, label=name, **style)
+        axes.margins(0.14)
+        for name, (x, y, side) in _room(axes, points).items():
             axes.annotate(
-                name, at, xytext=(-8 if right else 8, 4), textcoords="offset points",
-                ha="right" if right else "left", color=colour, weight="bold", size=9, zorder=1.5,
+                name, points[name], xytext=(x, y), textcoords="offset points", ha=side, va="center",
+                color=styles[name][0], weight="bold", size=9.5, zorder=3,
                 path_effects=[matplotlib.patheffects.withStroke(linewidth=3, foreground="white")],
             )  # fmt: skip
-        axes.margins(0.14)
-        axes.set(xlabel=xlabel, ylabel=ylabel)
+        _name_axes(axes, xlabel, ylabel)
     return figure
+
+
+def _room(
+    axes: Axes, points: Mapping[str, tuple[float, float]]
+) -> dict[str, tuple[float, float, str]]:
+    """Where each name covers least of what is there: its offset in points and its alignment."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    width, height = axes.get_figure().bbox.size - (90, 70)
+    dots = [((x - left) / (right - left) * width, (y - low) / (high - low) * height)
+            for x, y in points.values()]  # fmt: skip
+    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in dots]
+    found = {}
+    for name, (x, y) in zip(points, dots, strict=True):
+        long, sides = 8.2 * len(name), {"left": 0.0, "center": -0.5, "right": -1.0}
+        best = math.inf
+        for dx, dy, side in _PLACES:
+            begin, middle = x + dx * DPI / 72 + sides[side] * long, y + dy * DPI / 72
+            box = begin, middle - 8, begin + long, middle + 8
+            outside = max(0, -box[0], box[2] - width, -box[1], box[3] - height)
+            cost = 1000 * outside + sum(_overlap(box, other) for other in taken)
+            if cost < best:
+                best, found[name], chosen = cost, (dx, dy, side), box
+        taken.append(chosen)
+    return found
+
+
+# Offsets of a name from its mark in points, the preferred first.
+_PLACES = [
+    (10, 6, "left"), (-10, 6, "right"), (10, -7, "left"), (-10, -7, "right"),
+    (0, 16, "center"), (0, -16, "center"), (6, 22, "left"), (-6, 22, "right"),
+    (6, -22, "left"), (-6, -22, "right"), (0, 34, "center"), (0, -34, "center"),
+]  # fmt: skip
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """The area in which two boxes (left, bottom, right, top) overlap."""
+    wide, tall = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return max(0.0, wide) * max(0.0, tall)
 
 
 def heatmap(
@@ -488,8 +524,7 @@ def heatmap(
             f"{matrix.shape}, labels are {len(rows)} and {len(columns)}."
         )
     width, height = 150 + 64 * len(columns), 110 + 34 * len(rows)
-    figure = Figure(width, height, alt or f"Heat map of {_listed(rows)} against {_listed(columns)}")
-    figure.set_layout_engine("constrained")
+    figure = _chart(width, height, alt or f"Heat map of {_listed(rows)} against {_listed(columns)}")
     with matplotlib.rc_context(STYLE):
         axes = figure.add_subplot()
         drawn = axes.imshow(matrix, cmap="cividis", aspect="auto")
@@ -503,7 +538,7 @@ def heatmap(
         axes.tick_params(length=0, labelcolor=INK)
         axes.grid(False)
         axes.spines[:].set_visible(False)
-        axes.set(xlabel=xlabel, ylabel=ylabel)
+        _name_axes(axes, xlabel, ylabel)
     return figure
 
 
@@ -538,8 +573,7 @@ def contour(
             f"contour needs three places or more, each with x, y and a value; got {len(x)}, "
             f"{len(y)} and {len(values)} of them."
         )
-    figure = Figure(600, 380, alt or f"Contours of {label} over {xlabel} and {ylabel}")
-    figure.set_layout_engine("constrained")
+    figure = _chart(600, 380, alt or f"Contours of {label} over {xlabel} and {ylabel}")
     with matplotlib.rc_context(STYLE):
         axes = figure.add_subplot()
         # Logarithms are taken here, not by the axes: straight lines of the drawn plane are meant.
@@ -555,8 +589,9 @@ def contour(
                 axis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
                 axis.set_major_formatter(lambda power, _: f"{10**power:.2g}")
         axes.grid(False)
-        axes.set(xlabel=xlabel, ylabel=ylabel)
-        bar = figure.colorbar(surface, ax=axes, label=label)
+        _name_axes(axes, xlabel, ylabel)
+        bar = figure.colorbar(surface, ax=axes)
+        bar.set_label(label, size=_fit([label], 320))
         bar.outline.set_visible(False)
     return figure
 
@@ -672,6 +707,36 @@ def _panel(figure: Figure, x: float, y: float, width: float, height: float) -> A
     return axes
 
 
+def _chart(width: int, height: int, alt: str) -> Figure:
+    """A figure that makes room for all its labels."""
+    figure = Figure(width, height, alt)
+    figure.set_layout_engine("constrained", w_pad=6 / DPI, h_pad=6 / DPI)
+    return figure
+
+
+def _fit(texts: Iterable[str], length: float, letter: float = 0.63) -> float:
+    """The size in points at which the longest text fits in so many pixels, at most the usual one.
+
+    Args:
+        letter: mean width of a letter as a part of the size; 0.7 in bold type.
+    """
+    longest = max(map(len, texts)) or 1
+    return min(STYLE["font.size"], length * 72 / DPI / (letter * longest))
+
+
+def _name_axes(axes: Axes, xlabel: str, ylabel: str) -> None:
+    """Name both axes, in letters small enough for the figure."""
+    width, height = axes.get_figure().bbox.size
+    axes.set_xlabel(xlabel, size=_fit([xlabel], 0.9 * width))
+    axes.set_ylabel(ylabel, size=_fit([ylabel], 0.95 * height))
+
+
+def _name_rows(axes: Axes, xlabel: str) -> None:
+    """Name the axis of a chart of rows: it is short beside long labels, so the name ends there."""
+    size = _fit([xlabel], 0.95 * axes.get_figure().bbox.width)
+    axes.set_xlabel(xlabel, loc="right", size=size)
+
+
 def _write(figure: Figure, x: float, y: float, text: str, **style) -> None:
     w, h = figure.get_size_inches() * DPI
     figure.text(x / w, 1 - y / h, text, va="center", **style)
@@ -702,4 +767,4 @@ def _label_rows(
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel(xlabel)
+    _name_rows(axes, xlabel)
