@@ -120,5 +120,5 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     for figure in (side_by_side, learning_curve, recipe, claims_in_margins, upscaling_cost):
         path = HERE / f"{figure.__name__}.png"
-        figure().savefig(path)
+        path.write_bytes(figure().png(2))
         print(f"{path.relative_to(HERE.parent)}  {path.stat().st_size / 1e3:.0f} kB")

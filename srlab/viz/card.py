@@ -80,14 +80,16 @@ def slider(
     )
 
 
-def choice(description: str, options: list, value: object, tooltip: str) -> ipywidgets.Dropdown:
+def choice(
+    description: str, options: list, value: object, tooltip: str, width: str = "280px"
+) -> ipywidgets.Dropdown:
     """A drop-down list; options are values, or pairs (label, value)."""
     return ipywidgets.Dropdown(
         options=options,
         value=value,
         description=description,
         tooltip=tooltip,
-        layout=ipywidgets.Layout(width="280px"),
+        layout=ipywidgets.Layout(width=width),
     )
 
 

@@ -34,8 +34,11 @@ class Compare(Card):
         titles = list(self.pictures)
         self.size = self.pictures[titles[0]].shape[:2]
         self.window = tuple(map(min, self.size, window or self.size))
-        self.left = choice("left", titles, titles[0], "the picture left of the line")
-        self.right = choice("right", titles, titles[1], "the picture right of the line")
+        sides = {"left": titles[0], "right": titles[1]}
+        self.left, self.right = (
+            choice(side, titles, title, f"the picture {side} of the line", "380px")
+            for side, title in sides.items()
+        )
         self.slider = slider("line at", 50, 0, 100, "where the line stands, in percent")
         self.zoom = ipywidgets.SelectionSlider(
             options=[("1x", 1), ("2x", 2), ("4x", 4), ("8x", 8)],

@@ -27,7 +27,7 @@ from torch import Tensor
 from srlab.data.images import luma, to_uint8
 
 DPI = 80
-LARGE = 600_000  # bytes of a figure with photographs above which it stays at one pixel to a pixel
+LARGE = 500_000  # bytes of a figure with photographs above which it stays at one pixel to a pixel
 # Okabe and Ito's colours, which colour-blind readers can tell apart, less the yellow, which is
 # hard to see on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -121,6 +121,7 @@ class Figure(matplotlib.figure.Figure):
 
 
 Style = tuple[str, str]  # colour and marker
+Point = tuple[float, float]
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
@@ -187,10 +188,11 @@ def compare(
             image = image.repeat(step, 0).repeat(step, 1)
             extent = (0, columns, rows, 0)
             overview = image
-            if 2 * panel < image.shape[1]:  # no more pixels than a panel has on a sharp screen
-                size = 2 * panel, 2 * tall
-                overview = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.HAMMING))
-            whole.imshow(overview, extent=extent, aspect="auto", interpolation="antialiased")
+            if panel < image.shape[1]:  # no more pixels than a panel has: the detail shows the rest
+                shrunk = Image.fromarray(image).resize((panel, tall), Image.Resampling.HAMMING)
+                overview = np.asarray(shrunk)
+            kind = "antialiased" if overview is image else "nearest"
+            whole.imshow(overview, extent=extent, aspect="auto", interpolation=kind)
             _write(figure, x, 15, title, weight="bold", size=_fit(pictures, panel, 0.7))
             if captions and title in captions:
                 _write(figure, x, 33, captions[title], color=GREY)
@@ -451,7 +453,8 @@ def plane(
             style = {"color": colour, "marker": marker, "edgecolors": "white"}
             axes.scatter(*at, s=80, linewidths=0.8, zorder=2, label=name, **style)
         axes.margins(0.14)
-        for name, (x, y, side) in _room(axes, points).items():
+        roads = [at for line in (paths or {}).values() for at in line]
+        for name, (x, y, side) in _room(axes, points, roads).items():
             axes.annotate(
                 name, points[name], xytext=(x, y), textcoords="offset points", ha=side, va="center",
                 color=styles[name][0], weight="bold", size=9.5, zorder=3,
@@ -462,16 +465,19 @@ def plane(
 
 
 def _room(
-    axes: Axes, points: Mapping[str, tuple[float, float]]
+    axes: Axes, points: Mapping[str, Point], others: Sequence[Point]
 ) -> dict[str, tuple[float, float, str]]:
     """Where each name covers least of what is there: its offset in points and its alignment."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    width, height = axes.get_figure().bbox.size - (90, 70)
-    dots = [((x - left) / (right - left) * width, (y - low) / (high - low) * height)
-            for x, y in points.values()]  # fmt: skip
-    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in dots]
+    width, height = axes.get_figure().bbox.size - (90, 70)  # about what the labels leave
+
+    def place(at: Point) -> Point:
+        return (at[0] - left) / (right - left) * width, (at[1] - low) / (high - low) * height
+
+    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in map(place, points.values())]
+    taken += [(x - 3, y - 3, x + 3, y + 3) for x, y in map(place, others)]
     found = {}
-    for name, (x, y) in zip(points, dots, strict=True):
+    for name, (x, y) in zip(points, map(place, points.values()), strict=True):
         long, sides = 8.2 * len(name), {"left": 0.0, "center": -0.5, "right": -1.0}
         best = math.inf
         for dx, dy, side in _PLACES:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
+import torch
 from torch import Tensor, nn
 
+from srlab.data.datasets import find
 from srlab.data.degradation import resize
 from srlab.data.images import read_image, write_image
 from srlab.errors import SrlabError
@@ -22,7 +24,7 @@ from srlab.training.monitor import read_log
 from srlab.training.run import Result
 from srlab.viz.card import Card, beside, choice, controls, data_uri, note, png, tile
 from srlab.viz.compare import Compare
-from srlab.viz.figures import Figure, curves, picture
+from srlab.viz.figures import Figure, compare, curves, picture
 
 TILE = 192  # LR pixels: a click on Cancel waits for one tile, a second or two
 WINDOW = 420, 840  # height and width of the enlarged photo that is seen at a time
@@ -230,15 +232,32 @@ class UploadBox(Card):
         )
         self.button.on_click(self._cancel)
         self.status = ipywidgets.HTML(f"{self.upload.tooltip}. It stays with this kernel.")
-        self.link = ipywidgets.HTML(layout=ipywidgets.Layout(min_height="32px"))
-        self.view = ipywidgets.VBox(
-            layout=ipywidgets.Layout(min_height="420px", border="1px dashed #999")
+        self.link, self.view = ipywidgets.HTML(), ipywidgets.VBox()
+        self.hint = ipywidgets.HTML(
+            "<center>Your photo will appear here, "
+            f"{model.scale} times as wide and as high, beside bicubic.</center>"
+        )
+        stage = ipywidgets.VBox(
+            [self.hint, self.view],
+            layout=ipywidgets.Layout(
+                min_height="420px", justify_content="center", border="1px dashed #999"
+            ),
         )
         inputs = controls(self.upload, self.bar, self.button)
-        super().__init__(inputs, self.status, self.link, self.view)
+        super().__init__(inputs, controls(self.status, self.link), stage)
 
     def still(self) -> bytes:
-        return note("Run this cell in Jupyter to enlarge a photo of your own.", self.alt).png()
+        """The photo beside bicubic; before there is one, an example by the same network."""
+        for card in self.view.children:
+            return card.printed()
+        lr = read_image(find("photos-valid")[-1])[:, 216:266, 340:415]
+        with torch.no_grad():
+            parameter = next(self.model.parameters(), lr)
+            sr = upscale(self.model, lr.to(parameter), TILE).float().cpu()
+        pictures = {"an example": lr, "bicubic": resize(lr, self.model.scale), "enlarged": sr}
+        captions = {name: f"{p.shape[1]} x {p.shape[2]} pixels" for name, p in pictures.items()}
+        captions["enlarged"] += "; run the cell for yours"
+        return compare(pictures, captions=captions, alt=self.alt).png()
 
     def close(self) -> None:
         self.cancelled.set()
@@ -263,7 +282,7 @@ class UploadBox(Card):
         self.status.value = "stopping after this tile"
 
     def _clear(self) -> None:
-        self.bar.value, self.link.value = 0, ""
+        self.bar.value, self.link.value, self.hint.layout.display = 0, "", None
         shown, self.view.children = self.view.children, ()
         for card in shown:
             card.close()
@@ -307,11 +326,12 @@ class UploadBox(Card):
             result = (Path(folder) / "sr.png").read_bytes()
         compared = Compare({"bicubic": bicubic, "enlarged": sr}, WINDOW)
         self._told(1)
-        self.view.children = (compared,)
+        self.hint.layout.display, self.view.children = "none", (compared,)
         title = escape(f"{Path(name).stem}-x{self.model.scale}.png")
         self.link.value = (
-            f'<a download="{title}" href="{data_uri(result)}" style="text-decoration: underline">'
-            f"Download {title}</a> ({len(result) / 1e6:.1f} MB)"
+            f'<a class="jupyter-button mod-primary" style="width: auto; margin: 0 1em; text-decoration: none" '
+            f'download="{title}" href="{data_uri(result)}">'
+            f"Download {title} ({len(result) / 1e6:.1f} MB)</a>"
         )
         (low, wide), (height, width) = lr.shape[-2:], sr.shape[-2:]
         self.status.value = escape(
