@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import matplotlib
 import skimage.data
 import torch
 
@@ -71,17 +72,18 @@ def recipe() -> figures.Figure:
         "Muon add less; seeds of one kind lie on each other.",
     )
     figure.set_layout_engine("constrained")
-    axes = figure.add_subplot()
-    for color, name in zip(figures.COLOURS, shown, strict=False):
-        for seed in sorted({row["seed"] for row in rows if row["variant"] == name}):
-            mine = [r for r in rows if (r["variant"], r["seed"]) == (name, seed)]
-            steps = [int(r["step"]) for r in mine]
-            psnr = [float(r["held_out"]) for r in mine]
-            label = name if seed == "0" else None
-            axes.plot(steps, psnr, color=color, label=label, linewidth=1.3)
-    axes.set(xlabel="training step (4 crops of 16x16 each)", ylabel="PSNR, held out (dB)")
-    axes.set_ylim(bottom=22)
-    axes.legend(loc="lower right")
+    with matplotlib.rc_context(figures.STYLE):
+        axes = figure.add_subplot()
+        for color, name in zip(figures.COLOURS, shown, strict=False):
+            for seed in sorted({row["seed"] for row in rows if row["variant"] == name}):
+                mine = [r for r in rows if (r["variant"], r["seed"]) == (name, seed)]
+                steps = [int(r["step"]) for r in mine]
+                psnr = [float(r["held_out"]) for r in mine]
+                label = name if seed == "0" else None
+                axes.plot(steps, psnr, color=color, label=label, linewidth=1.3)
+        axes.set(xlabel="training step (4 crops of 16x16 each)", ylabel="PSNR, held out (dB)")
+        axes.set_ylim(bottom=22)
+        axes.legend(loc="lower right")
     return figure
 
 

@@ -328,10 +328,10 @@ class UploadBox(Card):
         self._told(1)
         self.hint.layout.display, self.view.children = "none", (compared,)
         title = escape(f"{Path(name).stem}-x{self.model.scale}.png")
+        style = "width: auto; margin: 0 1em; text-decoration: none"
         self.link.value = (
-            f'<a class="jupyter-button mod-primary" style="width: auto; margin: 0 1em; text-decoration: none" '
-            f'download="{title}" href="{data_uri(result)}">'
-            f"Download {title} ({len(result) / 1e6:.1f} MB)</a>"
+            f'<a class="jupyter-button mod-primary" style="{style}" download="{title}" '
+            f'href="{data_uri(result)}">Download {title} ({len(result) / 1e6:.1f} MB)</a>'
         )
         (low, wide), (height, width) = lr.shape[-2:], sr.shape[-2:]
         self.status.value = escape(
