@@ -640,6 +640,26 @@ def test_points_of_a_plane_stand_at_their_numbers_under_their_names():
         figures.plane({}, "x", "y")
 
 
+def test_names_of_near_points_and_of_short_axes_can_be_read():
+    figure = figures.plane(
+        {"srresnet": (28.06, 0.108), "wdrn": (28.01, 0.1085), "far": (26, 0.2)}, "x", "y"
+    )
+    figure.png()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    rows = {"a claim that needs very many words: inconclusive": (0.0, -1.0, 1.0)}
+    figure = figures.intervals(rows, "effect in margins (0.05 dB, 0.005 LPIPS); right: as claimed")
+    figure.png()
+    box = figure.axes[0].xaxis.label.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+
+
+def test_no_two_lines_of_eight_look_alike():
+    figure = figures.curves({str(i): ([0, 1], [i, i]) for i in range(8)}, "step", "loss")
+    looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
+    assert len(looks) == 8
+
+
 @pytest.mark.parametrize("draw", ["srresnet", "discriminator", "game", "dense_block"])
 def test_a_drawn_network_fills_its_card_and_says_what_it_shows(draw):
     figure = getattr(diagrams, draw)()
