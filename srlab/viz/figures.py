@@ -259,13 +259,18 @@ def grid(
         2 * pad + math.ceil(n / ncol) * (head + tall + gap) - gap,
         alt or f"Grid of {n} pictures" + (f": {_listed(titles)}" if titles else ""),
     )
+    size, titles = 10.0, titles or []  # a title may reach across empty ones to its right
+    for i, title in enumerate(titles):
+        row = titles[i + 1 : (i // ncol + 1) * ncol]
+        free = next((k for k, other in enumerate(row) if other), len(row))
+        size = min(size, _fit([title], wide + free * (wide + gap)))
     with matplotlib.rc_context(STYLE):
         for i, image in enumerate(batch):
             x, y = pad + i % ncol * (wide + gap), pad + i // ncol * (head + tall + gap)
             panel = _panel(figure, x, y + head, wide, tall)
             panel.imshow(picture(image), aspect="auto", interpolation="nearest")
             if titles:
-                _write(figure, x, y + 8, titles[i], size=min(10, _fit(titles, wide)))
+                _write(figure, x, y + 8, titles[i], size=size)
     return figure
 
 
