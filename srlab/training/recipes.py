@@ -97,7 +97,7 @@ RECIPES: dict[str, Recipe] = {
         {
             **_GAME,
             "adversarial": "wasserstein",
-            "adversarial_weight": 5e-3,
+            "adversarial_weight": 2e-3,
             "lipschitz": "gradient-penalty",
             "penalty_weight": 1.0,
             "critic_lr": 1e-3,
