@@ -30,7 +30,7 @@ from srlab.training.engine import ENGINES, default_fabric
 
 FILE = Path(__file__).with_name("games.csv")
 COLUMNS = ("variant", "seed", "share", "image", "psnr", "lpips", "grid")
-STEPS, SEEDS, SHARES = 100, 3, (0.5, 1.0)
+STEPS, SEEDS, SHARES = 100, 3, (0.25, 0.5, 1.0)
 VARIANTS = {  # pooling of the VGG loss, critic, settings that differ from the recipe's
     "L1": ("avg", "none", {"perceptual_weight": 0.0, "grid_weight": 0.0}),
     "VGG loss, max pooling": ("max", "none", {"grid_weight": 0.0}),
