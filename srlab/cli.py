@@ -321,6 +321,11 @@ def _initial(init: str | None, model: str, recipe: Any) -> Any:
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished training run.")],
     file: Annotated[Path, typer.Argument(help="Weight file to write, .safetensors.")],
+    start: Annotated[
+        str | None,
+        typer.Option(help="Go only --share of the way from this model, file or run to the run's."),
+    ] = None,
+    share: Annotated[float, typer.Option(min=0, max=1, help="0: the start, 1: the run's own.")] = 1,
     trained_on: Annotated[str, typer.Option(help="What the model card says about the data.")] = "",
     half: Annotated[bool, typer.Option(help="Store half-precision floats.")] = False,
 ) -> None:
@@ -330,7 +335,11 @@ def export(
     """
     from srlab.training.release import export as write
 
-    notes = write(run, file, trained_on=trained_on, half=half, progress=True)
+    if share != 1 and start is None:
+        raise SrlabError("--share needs --start: the network on whose way to the run's it lies.")
+    notes = write(
+        run, file, start=start, share=share, trained_on=trained_on, half=half, progress=True
+    )
     print(f"wrote {file} ({file.stat().st_size / 1e6:.2f} MB) and its log: {notes}")
 
 

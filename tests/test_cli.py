@@ -9,10 +9,12 @@ import time
 import processes
 import pytest
 import torch
+from torch.testing import assert_close
 
 from srlab import cli
 from srlab.data.images import write_image
 from srlab.models import zoo
+from srlab.models.generators import fold
 from srlab.training.monitor import read_rows
 from srlab.training.state import load_checkpoint
 
@@ -133,6 +135,16 @@ def test_train_srgan_from_a_run(run, photos, tmp_path, monkeypatch):
     assert "2 steps" in out
     layers = [type(m).__name__ for m in zoo.load(tmp_path / "b").modules()]
     assert "BatchNorm2d" not in layers  # folded before the game
+    half_way = tmp_path / "half.safetensors"
+    assert (
+        run("export", tmp_path / "b", half_way, "--start", tmp_path / "a", "--share", "0.5")[0] == 0
+    )
+    start, end = fold(zoo.load(tmp_path / "a")), zoo.load(tmp_path / "b")
+    for name, weight in zoo.load(half_way).state_dict().items():
+        assert_close(weight, (start.state_dict()[name] + end.state_dict()[name]) / 2)
+    status, _, err = run("export", tmp_path / "b", half_way, "--share", "0.5")
+    assert status == 1
+    assert "--share needs --start" in err
     monkeypatch.setattr("srlab.models.zoo.released", dict)
     status, _, err = run(*srgan)
     assert status == 1

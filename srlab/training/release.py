@@ -9,6 +9,8 @@ import torch
 from srlab.data.datasets import find, status
 from srlab.evaluation import protocol
 from srlab.models import released, zoo
+from srlab.models.generators import fold
+from srlab.models.interpolation import interpolate
 from srlab.training.run import CHECKPOINT
 from srlab.training.state import load_checkpoint
 
@@ -19,6 +21,8 @@ def export(
     run: Path,
     file: Path,
     *,
+    start: Path | str | None = None,
+    share: float = 1.0,
     trained_on: str = "",
     half: bool = True,
     benchmarks: tuple[str, ...] = BENCHMARKS,
@@ -30,6 +34,9 @@ def export(
     Args:
         run: folder of a training.
         file: ``.safetensors`` to write; if it lies among the released ones, its checksum is listed.
+        start, share: write the generator that lies this share of the way from ``start`` (a released
+            model, a file or a run, which is folded) to the run's: see
+            :func:`srlab.models.interpolation.interpolate`. By default the run's own.
         trained_on: what the file says of the data.
         half: store half-precision floats.
         benchmarks: sets to score; those that are not at hand are left out.
@@ -40,10 +47,15 @@ def export(
 
     Raises:
         CheckpointError: the folder holds no complete run.
+        SrlabError: ``start`` is a generator of another architecture.
     """
     _, info = load_checkpoint(run / CHECKPOINT)
     notes = {"trained_on": trained_on, "steps": info["step"], "config": info["config"]}
-    zoo.save(zoo.load(run), file, half=half, notes=notes)
+    generator = zoo.load(run)
+    if start is not None:
+        generator = interpolate(fold(zoo.load(start)), generator, share)
+        notes |= {"start": str(start), "share": share}
+    zoo.save(generator, file, half=half, notes=notes)
     released.record(file)  # only listed files load
     generator = zoo.load(file)
     for name in benchmarks:
