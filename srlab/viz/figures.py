@@ -27,7 +27,7 @@ from torch import Tensor
 from srlab.data.images import luma, to_uint8
 
 DPI = 80
-LARGE = 400_000  # bytes of a figure with photographs above which it stays at one pixel to a pixel
+LARGE = 300_000  # bytes of a figure with photographs above which it stays at one pixel to a pixel
 # Okabe and Ito's colours, which colour-blind readers can tell apart, less the yellow, which is
 # hard to see on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
