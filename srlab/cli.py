@@ -181,6 +181,10 @@ def train(
     warmup_steps: Annotated[
         int | None, typer.Option(help="Steps of rising learning rate; default 20.")
     ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="The learning rate after warm-up: cosine (default, to 0) or constant."),
+    ] = None,
     log_every: int = 20,
     validate_every: Annotated[int, typer.Option(help="A multiple of --log-every.")] = 100,
     checkpoint_every: int = 500,
@@ -225,6 +229,7 @@ def train(
         names["lr"]: lr,
         "critic_lr": critic_lr,
         "warmup_steps": warmup_steps,
+        "schedule": schedule,
         "log_every": log_every,
         "validate_every": validate_every,
         "checkpoint_every": checkpoint_every,
