@@ -5,8 +5,10 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 PROFILE ?= lite
 MINUTES ?= 15
-# Processes that share the tests.
+# Processes that share the tests, and chapters that run at a time. (Those of the full profile
+# share one GPU.)
 WORKERS ?= 2
+JOBS    ?= $(if $(filter full,$(PROFILE)),1,2)
 # The first Python from 3.11 to 3.13 that is installed; `make PYTHON=/path/to/python` overrides.
 PYTHON  ?= $(firstword $(foreach p,python3.12 python3.13 python3.11 python3 python,$(shell \
 	$(p) -c 'import sys; (3,11) <= sys.version_info[:2] <= (3,13) and print("$(p)")' 2>/dev/null)))
@@ -32,7 +34,7 @@ help:
 
 course: $(VENV)/ready
 	@echo "Running all chapters, profile $(PROFILE): about 12 minutes on two CPU cores for lite, 4 for smoke."
-	@$(BIN)/srlab course run --profile $(PROFILE)
+	@$(BIN)/srlab course run --profile $(PROFILE) --jobs $(JOBS)
 
 check: lint
 	@$(BIN)/python -m pytest -q $(FAST:%=tests/test_%.py)

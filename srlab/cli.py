@@ -582,11 +582,14 @@ def course_run(
     parameter: Annotated[
         list[str] | None, typer.Option("-p", help="NAME=VALUE, overrides the profile; repeat.")
     ] = None,
+    jobs: Annotated[
+        int, typer.Option("-j", "--jobs", min=1, help="Chapters at a time, sharing the cores.")
+    ] = 1,
 ) -> None:
     """Run the chapters in order; executed notebooks and an HTML index go to runs/PROFILE."""
     from srlab.course.run import run_course
 
-    folder = run_course(profile, chapter, start, out, _parameters(parameter or []))
+    folder = run_course(profile, chapter, start, out, _parameters(parameter or []), jobs=jobs)
     print(f"Open {folder / 'index.html'}")
 
 

@@ -2,9 +2,12 @@
 
 import inspect
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -366,6 +369,68 @@ def test_a_failing_chapter_stops_the_course_which_then_goes_on_from_there(root, 
         course.run_course(start="01", html=False)
     times = json.loads((runs / "times.json").read_text())
     assert {number: t["status"] for number, t in times.items()} == {"01": "done", "02": "failed"}
+
+
+MEETS = """
+import pathlib, time
+pathlib.Path("../{me}.here").touch()
+deadline = time.monotonic() + 60
+while not pathlib.Path("../{other}.here").exists():
+    assert time.monotonic() < deadline, "it runs alone"
+    time.sleep(0.05)
+print("threads", __import__("os").environ.get("OMP_NUM_THREADS"))
+"""
+
+
+def test_two_chapters_run_side_by_side_and_a_third_waits_for_what_it_reads(root, capfd):
+    write_chapter(root, "03_dense.ipynb", "assert open('../02/after').read()", tagged=None)
+    write_chapter(root, "07_tuning.ipynb", MEETS.format(me="07", other="02"), tagged=None)
+    late = "import time; time.sleep(1); open('after', 'w').write('x')"
+    write_chapter(root, "02_baseline.ipynb", MEETS.format(me="02", other="07"), late, tagged=None)
+    runs = course.run_course(jobs=2)
+    times = json.loads((runs / "times.json").read_text())
+    assert {number: t["status"] for number, t in times.items()} == dict.fromkeys(
+        ("02", "03", "07"), "done"
+    )
+    assert f"threads {max(1, os.cpu_count() // 2)}" in outputs(runs / "07_tuning.ipynb")
+    assert all((runs / page).is_file() for page in ("02_baseline.html", "03_dense.html"))
+
+
+def test_when_one_of_two_chapters_fails_the_other_finishes_and_no_third_begins(root):
+    failing = MEETS.format(me="07", other="02"), "raise ValueError('no such photo')"
+    late = "while not os.path.exists('../times.json'): time.sleep(0.1)"
+    meets = "import os\n" + MEETS.format(me="02", other="07")
+    write_chapter(root, "02_baseline.ipynb", meets, late, tagged=None)
+    write_chapter(root, "03_dense.ipynb", "1", tagged=None)
+    write_chapter(root, "07_tuning.ipynb", *failing, tagged=None)
+    with pytest.raises(CourseError, match=r"Chapter 07 .* no such photo\. .*--from 03 "):
+        course.run_course(jobs=2, html=False)
+    times = json.loads((root / "runs/lite/times.json").read_text())
+    assert {number: t["status"] for number, t in times.items()} == {"07": "failed", "02": "done"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_course_leaves_no_kernel_behind(root, tmp_path, number):
+    code = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
+    for name in ("02_baseline.ipynb", "07_tuning.ipynb"):
+        write_chapter(root, name, code, tagged=None)
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "srlab", "course", "run", "--jobs", "2"]
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+    files = [root / "runs/lite" / chapter / "pid" for chapter in ("02", "07")]
+    deadline = time.monotonic() + 90
+    while not all(file.is_file() and file.read_text() for file in files):
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+    os.kill(process.pid, number)
+    assert process.wait(60) == 128 + number
+    assert "Traceback" not in log.read_text()
+    for file in files:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(file.read_text()), 0)
+    times = json.loads((root / "runs/lite/times.json").read_text())
+    assert [entry["status"] for entry in times.values()] == ["stopped", "stopped"]
 
 
 @pytest.mark.parametrize(

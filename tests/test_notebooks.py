@@ -14,6 +14,7 @@ import nbformat
 import pytest
 
 import srlab
+from srlab.course.run import READS
 from srlab.course.settings import declared, read_profile
 
 ROOT = Path(__file__).parents[1]
@@ -176,6 +177,13 @@ def test_smoke_run_with_solutions(path, solved_course):
     assert len(verdicts) >= 3
     for verdict in verdicts:
         assert verdict.endswith(": correct"), verdict
+
+
+@chapters
+def test_a_chapter_waits_for_those_whose_results_it_reads(path):
+    """`make course` runs two at a time."""
+    named = re.findall(r'"(0[0-9])"', "\n".join(cell.source for cell in code_cells(path)))
+    assert set(named) - {path.stem[:2]} == READS.get(path.stem[:2], set())
 
 
 @chapters

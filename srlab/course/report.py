@@ -21,7 +21,7 @@ th, td {{ text-align: left; padding: .3rem 1.5rem .3rem 0; border-bottom: 1px so
 .failed, .stopped {{ font-weight: 600 }}
 </style>
 <h1>Super-resolution GANs</h1>
-<p>Profile {profile}: {done} of {all} chapters done, {took}</p>
+<p>Profile {profile}: {done} of {all} chapters done; their times added up: {took}</p>
 <table>
 <tr><th scope="col">Chapter<th scope="col">Status<th scope="col">Time<th scope="col">Notebook
 {rows}

@@ -1,12 +1,14 @@
-"""Run the chapters one after another by papermill, as a learner would by hand."""
+"""Run the chapters by papermill, as a learner would by hand."""
 
 import contextlib
 import logging
 import os
 import re
 import textwrap
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,9 @@ from srlab.course.report import duration, write_index, write_page
 from srlab.course.settings import check_type, declared, read_profile, refuse_unknown
 from srlab.errors import require
 from srlab.files import only_here
+
+# Whose results a chapter reads if they are there: it waits for them.
+READS = {"03": {"02"}, "04": {"03"}, "05": {"03"}, "06": {"02", "03", "05"}}
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,11 @@ def run_course(
     out: Path | str | None = None,
     parameters: dict[str, Any] | None = None,
     html: bool = True,
+    jobs: int = 1,
 ) -> Path:
     """Run chapters in order, each in a fresh kernel of this very interpreter.
+
+    With several ``jobs``, chapters that need nothing from each other run side by side.
 
     Leaves in ``runs/<profile>``: the executed notebooks, a page for each and ``index.html``, and
     ``times.json`` with each chapter's status and wall time in seconds. Every chapter works in its
@@ -62,6 +70,7 @@ def run_course(
         out: folder to use in place of ``runs``.
         parameters: values that override the profile's. Each chapter gets those it declares.
         html: make the pages.
+        jobs: chapters at a time; they share the processor's cores among them.
 
     Returns:
         The folder with the results.
@@ -69,7 +78,7 @@ def run_course(
     Raises:
         SrlabError: a chapter, profile or parameter is unknown; nothing has been run.
         CourseError: a chapter failed. Its notebook up to the failing cell, its page and the index
-            are there, and the chapters after it were not run.
+            are there, and no chapter was begun after that.
     """
     require("course", "ipykernel", "nbconvert", "papermill")
     from rich.console import Console
@@ -82,6 +91,8 @@ def run_course(
     folder = runs / profile
     paths.make_folder(folder)
     console = Console(highlight=False, markup=False, soft_wrap=True)
+    done: set[Chapter] = set()
+    failed: tuple[Chapter, BaseException] | None = None
     count = f"{len(selected)} chapter{'s' * (len(selected) != 1)}"
     console.print(f"{count}, profile {profile}, results in {folder}")
     width = max(len(str(chapter)) for chapter in selected)
@@ -99,34 +110,65 @@ def run_course(
         }
         earlier = [times.get(chapter.number, {}) for chapter in selected]
         if all(entry.get("status") == "done" for entry in earlier):
-            console.print(f"The last run took {duration(sum(e['seconds'] for e in earlier))}.")
-        for position, chapter in enumerate(selected, 1):
-            task = bar.add_task(f"{chapter} (chapter {position} of {len(selected)})", total=None)
-            entry = times[chapter.number] = {"status": "stopped", "seconds": 0.0}
+            took = duration(sum(entry["seconds"] for entry in earlier))
+            console.print(f"Last time the chapters took {took}, added up.")
+
+        def run(chapter: Chapter) -> None:
+            task = bar.add_task(str(chapter), total=None)
             began = time.perf_counter()
+            status, details = "stopped", ""
             try:
-                _execute(chapter, values, runs, folder, partial(bar.update, task))
-                entry["status"] = "done"
+                _execute(chapter, values, kernels, folder, partial(bar.update, task))
+                status = "done"
             except ChapterFailed as failure:
-                entry["status"] = "failed"
-                console.print(failure.details)
-                same = ", with this run's other options" if parameters or out or chapters else ""
-                raise CourseError(
-                    f"Chapter {chapter} {failure}. Put it right, then go on with "
-                    f"`srlab course run --from {chapter.number} --profile {profile}`{same}."
-                ) from None
+                if not kernels.stopped:
+                    status, details = "failed", failure.details
+                raise
             finally:
-                entry["seconds"] = round(time.perf_counter() - began, 1)
+                seconds = round(time.perf_counter() - began, 1)
                 bar.remove_task(task)
-                took = duration(entry["seconds"])
-                console.print(f"{chapter!s:{width}}   {entry['status']} in {took}")
-                paths.write_json(folder / "times.json", times)
-                if html:
-                    write_page(folder / chapter.notebook.name, chapter.notebook.parent)
-                    write_index(
-                        folder, {str(c): (c.notebook.stem, times.get(c.number)) for c in course}
-                    )
+                with reporting:
+                    if details:
+                        console.print(details)
+                    console.print(f"{chapter!s:{width}}   {status} in {duration(seconds)}")
+                    times[chapter.number] = {"status": status, "seconds": seconds}
+                    paths.write_json(folder / "times.json", times)
+                    if html:
+                        write_page(folder / chapter.notebook.name, chapter.notebook.parent)
+                        entries = {str(c): (c.notebook.stem, times.get(c.number)) for c in course}
+                        write_index(folder, entries)
+
+        kernels, reporting = Kernels(runs, jobs), threading.Lock()
+        waiting, running = list(selected), dict[Future[None], Chapter]()
+        with ThreadPoolExecutor(jobs) as pool, kernels:
+            while waiting or running:
+                for chapter in _ready(waiting, running.values())[: jobs - len(running)]:
+                    waiting.remove(chapter)
+                    running[pool.submit(run, chapter)] = chapter
+                for finished in wait(running, return_when=FIRST_COMPLETED).done:
+                    chapter = running.pop(finished)
+                    if failure := finished.exception():
+                        failed = failed or (chapter, failure)
+                        waiting.clear()
+                    else:
+                        done.add(chapter)
+        if failed:
+            chapter, failure = failed
+            if not isinstance(failure, ChapterFailed):
+                raise failure
+            first = next(chapter.number for chapter in selected if chapter not in done)
+            same = ", with this run's other options" if parameters or out or chapters else ""
+            raise CourseError(
+                f"Chapter {chapter} {failure}. Put it right, then go on with "
+                f"`srlab course run --from {first} --profile {profile}`{same}."
+            )
     return folder
+
+
+def _ready(waiting: Sequence[Chapter], running: Iterable[Chapter]) -> list[Chapter]:
+    """Those that wait for no other one."""
+    to_come = {chapter.number for chapter in (*waiting, *running)}
+    return [chapter for chapter in waiting if not READS.get(chapter.number, set()) & to_come]
 
 
 def read_chapters() -> list[Chapter]:
@@ -181,7 +223,7 @@ def _absolute(value: Any) -> Any:
 def _execute(
     chapter: Chapter,
     values: dict[str, Any],
-    runs: Path,
+    kernels: "Kernels",
     folder: Path,
     progress: Callable[..., None],
 ) -> None:
@@ -197,6 +239,8 @@ def _execute(
 
     def on_cell_start(cell: Any, cell_index: int) -> None:
         nonlocal current
+        if kernels.stopped:
+            raise ChapterFailed("was stopped", "")
         current = cell_index + 1
         progress(completed=cell_index, total=cells)
 
@@ -205,10 +249,11 @@ def _execute(
             _literal(chapter.notebook),
             _literal(output),
             parameters=given,
-            cwd=work,
+            # papermill's own `cwd` would move this whole process, and chapters that run beside it
+            resources={"metadata": {"path": str(work)}},
             kernel_name="python3",
             language="python",
-            kernel_manager_class=_kernel_manager(runs),
+            kernel_manager_class=kernels.manager,
             on_cell_start=on_cell_start,
             progress_bar=False,
         )
@@ -246,15 +291,43 @@ def environment() -> dict[str, str]:
     }
 
 
-def _kernel_manager(runs: Path) -> type:
-    """A kernel of this interpreter, whatever kernels are registered for the user, and its srlab."""
-    from ipykernel.kernelspec import get_kernel_dict
-    from jupyter_client import AsyncKernelManager
-    from jupyter_client.kernelspec import KernelSpec
+class Kernels:
+    """Kernels of this interpreter, whatever kernels are registered for the user, and its srlab.
 
-    command = get_kernel_dict(extra_arguments=["--log-level=CRITICAL"])
-    spec = KernelSpec(**command, env={**environment(), "SRLAB_RUNS": str(runs)})
-    return type("ThisInterpreter", (AsyncKernelManager,), {"kernel_spec": spec})
+    When the ``with`` block is left early, by Ctrl-C for example, those that still run are killed.
+    """
+
+    def __init__(self, runs: Path, jobs: int):
+        from ipykernel.kernelspec import get_kernel_dict
+        from jupyter_client import AsyncKernelManager
+        from jupyter_client.kernelspec import KernelSpec
+
+        env = {**environment(), "SRLAB_RUNS": str(runs)}
+        if jobs > 1:
+            env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+        command = get_kernel_dict(extra_arguments=["--log-level=CRITICAL"])
+        managers: list[AsyncKernelManager] = []
+
+        class ThisInterpreter(AsyncKernelManager):
+            kernel_spec = KernelSpec(**command, env=env)
+
+            def __init__(self, *args: Any, **kwargs: Any):
+                super().__init__(*args, **kwargs)
+                managers.append(self)
+
+        self._managers = managers
+        self.manager = ThisInterpreter
+        self.stopped = False
+
+    def __enter__(self) -> "Kernels":
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.stopped = problem[0] is not None
+        for manager in self._managers:
+            process = getattr(manager.provisioner, "process", None)
+            if process and process.poll() is None:
+                process.kill()
 
 
 @contextlib.contextmanager
