@@ -163,6 +163,10 @@ SCALES = {
         _LITE, first_seed=0, seeds=5, game_seeds=5,
         test_sets={"set14": 1, "bsd100": 2}, game_sets={"set14": 2, "bsd100": 10},
     ),
+    # After it: do architectures differ more in wider networks, or in longer trainings? Of the rows,
+    # the first four; the seeds are new ones.
+    "wide": replace(_LITE, first_seed=20, seeds=4, features=32),
+    "long": replace(_LITE, first_seed=30, seeds=3, steps=12_800),
     "full": Scale(
         train_set="div2k-train", test_sets={"set14": 1, "bsd100": 1, "div2k-valid": 1},
         game_sets={"set14": 1, "bsd100": 1}, features=64, critic_features=64, batch_size=16,
