@@ -19,7 +19,7 @@ from srlab.viz import figures
 
 HERE = Path(__file__).parent
 SKIMAGE = Path(skimage.data.__file__).parent  # photographs that come with scikit-image
-DETAIL = 72  # HR pixels a side
+DETAIL = 128  # HR pixels a side: large enough to see what it is
 
 
 def side_by_side() -> figures.Figure:

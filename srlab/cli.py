@@ -155,6 +155,10 @@ def train(
         str | None,
         typer.Option(help="Games: perceptual loss by vgg19-slim (default), vgg16 or vgg19."),
     ] = None,
+    texture: Annotated[
+        bool,
+        typer.Option(help="Games, with vgg16 or vgg19: compare the strength of texture, too."),
+    ] = True,
     critic: Annotated[
         str | None,
         typer.Option(
@@ -257,7 +261,7 @@ def train(
     folder = out or Path("runs") / model
     train_it = partial(
         recipes.train, recipe, bank, features=features or given.get("features", "vgg19-slim"),
-        critic_features=critic_features, critic_width=critic_width, seed=seed,
+        critic_features=critic_features, critic_width=critic_width, texture=texture, seed=seed,
     )  # fmt: skip
 
     def trial(precision: str, engine: Any, n: int, where: Path, on_step: Any) -> None:
@@ -404,7 +408,7 @@ def evaluate(
 
 @app.command()
 def ablate(
-    profile: Annotated[str, typer.Option(help="smoke, lite, first or full.")] = "lite",
+    profile: Annotated[str, typer.Option(help="smoke, lite, first, wide, long or full.")] = "lite",
     out: Annotated[
         Path | None, typer.Option(help="Folder of the CSV files; default runs/ablation-PROFILE.")
     ] = None,

@@ -41,6 +41,11 @@ class Perceptual(nn.Module):
         weights: of its taps.
         images: (N, 3, H, W) RGB in [0, 1], HR crops to calibrate ``features`` on first; a dozen
             is enough. ``vgg19-slim`` comes calibrated.
+        texture: weights of taps for a second term, the same distance between the features' *local
+            standard deviations* (:func:`local_std`). A generator that cannot know where each hair
+            lies serves the first term best by a blur; the second asks for as much texture as HR
+            has, wherever it lies within a window. DISTS (Ding et al. 2020, arXiv:2004.07728)
+            compares such statistics of whole pictures.
         shift: both pictures are seen through a window that is this many pixels smaller (at most
             half the picture) and placed anew in every call. VGG pools in steps of 2, 4 and 8
             pixels, a generator writes in steps of its scale; where the two grids always meet in the
@@ -56,12 +61,13 @@ class Perceptual(nn.Module):
         weights: Mapping[str, float],
         images: Tensor | None = None,
         shift: int = 0,
+        texture: Mapping[str, float] | None = None,
     ):
         super().__init__()
-        if missing := [tap for tap in weights if tap not in features.taps]:
+        self.weights, self.texture = dict(weights), dict(texture or {})
+        if missing := [tap for tap in {**self.weights, **self.texture} if tap not in features.taps]:
             raise ValueError(f"features has no tap {missing[0]}: it has {', '.join(features.taps)}")
         self.features = features
-        self.weights = dict(weights)
         self.shift = shift
         if images is not None:
             calibrate(features, images)
@@ -74,13 +80,27 @@ class Perceptual(nn.Module):
         found = self.features(sr)
         with torch.no_grad():
             wanted = self.features(hr)
-        terms = [
-            weight
-            * F.mse_loss(found[tap].to(hr.dtype), wanted[tap].to(hr.dtype))
-            / self.features.scales[tap] ** 2
-            for tap, weight in self.weights.items()
-        ]
+        terms = []
+        for tap in {**self.weights, **self.texture}:
+            a, b = (x[tap].to(hr.dtype) / self.features.scales[tap] for x in (found, wanted))
+            if weight := self.weights.get(tap):
+                terms.append(weight * F.mse_loss(a, b))
+            if weight := self.texture.get(tap):
+                terms.append(weight * F.mse_loss(local_std(a), local_std(b)))
         return torch.stack(terms).sum()
+
+
+def local_std(x: Tensor, window: int = 4) -> Tensor:
+    """Standard deviation of each channel in windows that overlap by half.
+
+    Shape: (N, C, H, W) -> (N, C, h, w), with h = H // (window // 2) - 1 for an even H. Maps smaller
+    than a window are one window.
+    """
+    window = max(1, min(window, *x.shape[-2:]))
+    step = max(1, window // 2)
+    mean = F.avg_pool2d(x, window, step)
+    variance = F.avg_pool2d(x.square(), window, step) - mean.square()
+    return variance.clamp_min(1e-6).sqrt()  # a root has no slope at 0
 
 
 def grid(sr: Tensor, hr: Tensor, scale: int = 4, window: int = 6) -> Tensor:

@@ -204,6 +204,31 @@ def test_the_shifting_window_shows_both_pictures_the_same_place_and_every_place(
     assert Places.seen[-1].shape == (1, 3, 4, 2)
 
 
+@pytest.mark.parametrize(("size", "window"), [(8, 4), (9, 4), (3, 4), (1, 4)])
+def test_the_local_standard_deviation_is_that_of_each_window(size, window):
+    x = pictures(size=size)[0]
+    side = min(window, size)
+    windows = x.unfold(2, side, max(1, side // 2)).unfold(3, side, max(1, side // 2))
+    expected = windows.std((-2, -1), correction=0).clamp(min=1e-3)
+    assert_close(losses.local_std(x, window), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_texture_term_forgives_a_shift_and_not_a_blur():
+    stripes = (torch.arange(33) // 2 % 2).double().expand(1, 3, 16, 33)
+    hr, shifted = stripes[..., :32], stripes[..., 1:]
+    blurred = torch.full_like(hr, 0.5)
+    plain = losses.Perceptual(Eyes(), {"pixels": 1.0}, hr)
+    textured = losses.Perceptual(Eyes(), {"pixels": 1.0}, hr, texture={"pixels": 2.0})
+    texture = {"shift": shifted, "blur": blurred}
+    texture = {name: float(textured(x, hr) - plain(x, hr)) for name, x in texture.items()}
+    # Windows hold two dark and two bright columns, so 1/2, over the pictures' root mean square.
+    lacking = 0.5 / float(hr.square().mean().sqrt()) - 1e-3
+    assert_close(texture["blur"], 2 * lacking**2)
+    assert texture["shift"] == pytest.approx(0, abs=1e-12)
+    assert plain(blurred, hr) < plain(shifted, hr)  # without it, the blur is preferred
+    assert textured(blurred, hr) > textured(shifted, hr)
+
+
 def test_the_perceptual_loss_teaches_sr_only():
     from srlab.models.vgg import Features
 

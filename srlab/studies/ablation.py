@@ -383,7 +383,7 @@ class _Lab:
             bank.generator.manual_seed(seed)
             recipe = recipes.Recipe("", "" if row.start is None else "critic", asdict(config))
             how: dict[str, Any] = {"features": scale.vgg, "seed": seed, "fabric": self.fabric}
-            how["pool"] = "max"  # as when the study was planned
+            how |= {"pool": "max", "texture": False}  # as when the study was planned
             if row.start is not None:
                 torch.manual_seed(seed)
                 how["critic"] = build_critic(row, scale)

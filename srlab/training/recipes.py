@@ -33,6 +33,12 @@ DEEP_TAPS = {
     "vgg16": {"relu2_2": 0.2, "relu3_3": 0.3, "relu4_3": 0.5},
     "vgg19": {"relu2_2": 0.2, "relu3_4": 0.3, "relu4_4": 0.5},
 }
+# Where it also compares how strong the texture is, from strokes to parts of things. (Not tried with
+# vgg19-slim.)
+TEXTURE_TAPS = {
+    "vgg16": {"relu1_2": 0.2, "relu2_2": 0.4, "relu3_3": 0.6, "relu4_3": 0.6, "relu5_3": 0.2},
+    "vgg19": {"relu1_2": 0.2, "relu2_2": 0.4, "relu3_4": 0.6, "relu4_4": 0.6, "relu5_4": 0.2},
+}
 # What the VGG critic judges: deep enough for textures, shallow enough to see single strokes.
 CRITIC_TAP = "relu3_4"  # relu3_3 in VGG16
 
@@ -144,6 +150,7 @@ def train(
     critic_features: str | None = None,
     critic_width: int = 64,
     pool: str = "avg",
+    texture: bool = True,
     settings: Mapping[str, Any] = {},
     seed: int = 0,
     held_out: Sequence[Path] = (),
@@ -161,6 +168,8 @@ def train(
         features: of the perceptual loss; see :func:`srlab.models.vgg.load`.
         critic_features: what a VGG critic stands on, by default the same.
         pool: of the perceptual loss's network; see :class:`srlab.models.vgg.Features`.
+        texture: whether that loss also compares how strong the texture is, see
+            :class:`srlab.losses.Perceptual`.
         critic_width: channels of a fresh critic's first layer (VGG critic: of its head).
         settings: fields of the configuration that differ from the recipe's.
         seed: of fresh weights. (The crops have the bank's.)
@@ -191,7 +200,7 @@ def train(
         state = bank.state_dict()  # looking at pictures leaves the order of the crops as it is
         pictures = bank.batch(16, config.patch_size)[1]
         bank.load_state_dict(state)
-        options["perceptual"] = build_perceptual(pictures, features, pool)
+        options["perceptual"] = build_perceptual(pictures, features, pool, texture)
     return adversarial(generator, critic, bank, config, folder, **options)
 
 
@@ -214,7 +223,11 @@ def build_critic(
     return Discriminator(hr_size, width)
 
 
-def build_perceptual(images: Tensor, features: str = "vgg19-slim", pool: str = "avg") -> Perceptual:
+def build_perceptual(
+    images: Tensor, features: str = "vgg19-slim", pool: str = "avg", texture: bool = True
+) -> Perceptual:
     """The perceptual loss of the recipes, calibrated on (N, 3, H, W) HR crops in [0, 1]."""
     taps = DEEP_TAPS.get(features, PERCEPTUAL_TAPS)
-    return Perceptual(vgg.load(features, list(taps), pool), taps, images, shift=8)
+    strengths = TEXTURE_TAPS.get(features, {}) if texture else {}
+    network = vgg.load(features, list({**taps, **strengths}), pool)
+    return Perceptual(network, taps, images, shift=8, texture=strengths)
