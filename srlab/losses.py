@@ -41,11 +41,11 @@ class Perceptual(nn.Module):
         weights: of its taps.
         images: (N, 3, H, W) RGB in [0, 1], HR crops to calibrate ``features`` on first; a dozen
             is enough. ``vgg19-slim`` comes calibrated.
-        texture: weights of taps for a second term, the same distance between the features' *local
-            standard deviations* (:func:`local_std`). A generator that cannot know where each hair
-            lies serves the first term best by a blur; the second asks for as much texture as HR
-            has, wherever it lies within a window. DISTS (Ding et al. 2020, arXiv:2004.07728)
-            compares such statistics of whole pictures.
+        texture: weight of a second term in each tap, beside the first one's 1: the same distance
+            between the features' *local standard deviations* (:func:`local_std`). A generator that
+            cannot know where each hair lies serves the first term best by a blur; the second asks
+            for as much texture as HR has, wherever it lies within a window. DISTS (Ding et al.
+            2020, arXiv:2004.07728) compares such statistics of whole pictures.
         shift: both pictures are seen through a window that is this many pixels smaller (at most
             half the picture) and placed anew in every call. VGG pools in steps of 2, 4 and 8
             pixels, a generator writes in steps of its scale; where the two grids always meet in the
@@ -61,14 +61,15 @@ class Perceptual(nn.Module):
         weights: Mapping[str, float],
         images: Tensor | None = None,
         shift: int = 0,
-        texture: Mapping[str, float] | None = None,
+        texture: float = 0.0,
     ):
         super().__init__()
-        self.weights, self.texture = dict(weights), dict(texture or {})
-        if missing := [tap for tap in {**self.weights, **self.texture} if tap not in features.taps]:
+        if missing := [tap for tap in weights if tap not in features.taps]:
             raise ValueError(f"features has no tap {missing[0]}: it has {', '.join(features.taps)}")
         self.features = features
+        self.weights = dict(weights)
         self.shift = shift
+        self.texture = texture
         if images is not None:
             calibrate(features, images)
 
@@ -81,12 +82,12 @@ class Perceptual(nn.Module):
         with torch.no_grad():
             wanted = self.features(hr)
         terms = []
-        for tap in {**self.weights, **self.texture}:
+        for tap, weight in self.weights.items():
             a, b = (x[tap].to(hr.dtype) / self.features.scales[tap] for x in (found, wanted))
-            if weight := self.weights.get(tap):
-                terms.append(weight * F.mse_loss(a, b))
-            if weight := self.texture.get(tap):
-                terms.append(weight * F.mse_loss(local_std(a), local_std(b)))
+            term = F.mse_loss(a, b)
+            if self.texture:
+                term = term + self.texture * F.mse_loss(local_std(a), local_std(b))
+            terms.append(weight * term)
         return torch.stack(terms).sum()
 
 

@@ -218,7 +218,7 @@ def test_the_texture_term_forgives_a_shift_and_not_a_blur():
     hr, shifted = stripes[..., :32], stripes[..., 1:]
     blurred = torch.full_like(hr, 0.5)
     plain = losses.Perceptual(Eyes(), {"pixels": 1.0}, hr)
-    textured = losses.Perceptual(Eyes(), {"pixels": 1.0}, hr, texture={"pixels": 2.0})
+    textured = losses.Perceptual(Eyes(), {"pixels": 1.0}, hr, texture=2.0)
     texture = {"shift": shifted, "blur": blurred}
     texture = {name: float(textured(x, hr) - plain(x, hr)) for name, x in texture.items()}
     # Windows hold two dark and two bright columns, so 1/2, over the pictures' root mean square.

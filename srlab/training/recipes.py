@@ -33,12 +33,13 @@ DEEP_TAPS = {
     "vgg16": {"relu2_2": 0.2, "relu3_3": 0.3, "relu4_3": 0.5},
     "vgg19": {"relu2_2": 0.2, "relu3_4": 0.3, "relu4_4": 0.5},
 }
-# Where it also compares how strong the texture is, from strokes to parts of things. (Not tried with
-# vgg19-slim.)
+# Where it also compares how strong the texture is: strokes and patterns more than parts of things.
+# (Not tried with vgg19-slim.)
 TEXTURE_TAPS = {
-    "vgg16": {"relu1_2": 0.2, "relu2_2": 0.4, "relu3_3": 0.6, "relu4_3": 0.6, "relu5_3": 0.2},
-    "vgg19": {"relu1_2": 0.2, "relu2_2": 0.4, "relu3_4": 0.6, "relu4_4": 0.6, "relu5_4": 0.2},
+    "vgg16": {"relu1_2": 0.3, "relu2_2": 0.3, "relu3_3": 0.3, "relu4_3": 0.1},
+    "vgg19": {"relu1_2": 0.3, "relu2_2": 0.3, "relu3_4": 0.3, "relu4_4": 0.1},
 }
+TEXTURE = 2.0  # weight of this comparison, beside 1 for that of the features themselves
 # What the VGG critic judges: deep enough for textures, shallow enough to see single strokes.
 CRITIC_TAP = "relu3_4"  # relu3_3 in VGG16
 
@@ -228,6 +229,7 @@ def build_perceptual(
 ) -> Perceptual:
     """The perceptual loss of the recipes, calibrated on (N, 3, H, W) HR crops in [0, 1]."""
     taps = DEEP_TAPS.get(features, PERCEPTUAL_TAPS)
-    strengths = TEXTURE_TAPS.get(features, {}) if texture else {}
-    network = vgg.load(features, list({**taps, **strengths}), pool)
-    return Perceptual(network, taps, images, shift=8, texture=strengths)
+    if texture := texture and features in TEXTURE_TAPS:
+        taps = TEXTURE_TAPS[features]
+    network = vgg.load(features, list(taps), pool)
+    return Perceptual(network, taps, images, shift=8, texture=TEXTURE * texture)
