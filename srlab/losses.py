@@ -45,7 +45,7 @@ class Perceptual(nn.Module):
             between the features' *local standard deviations* (:func:`local_std`). A generator that
             cannot know where each hair lies serves the first term best by a blur; the second asks
             for as much texture as HR has, wherever it lies within a window. DISTS (Ding et al.
-            2020, arXiv:2004.07728) compares such statistics of whole pictures.
+            2022, arXiv:2004.07728) compares such statistics of whole pictures.
         shift: both pictures are seen through a window that is this many pixels smaller (at most
             half the picture) and placed anew in every call. VGG pools in steps of 2, 4 and 8
             pixels, a generator writes in steps of its scale; where the two grids always meet in the

@@ -31,12 +31,13 @@ from srlab.training.engine import ENGINES, default_fabric
 FILE = Path(__file__).with_name("games.csv")
 COLUMNS = ("variant", "seed", "share", "image", "psnr", "lpips", "grid")
 STEPS, SEEDS, SHARES = 100, 3, (0.25, 0.5, 1.0)
-VARIANTS = {  # pooling of the VGG loss, critic, settings that differ from the recipe's
-    "L1": ("avg", "none", {"perceptual_weight": 0.0, "grid_weight": 0.0}),
-    "VGG loss, max pooling": ("max", "none", {"grid_weight": 0.0}),
-    "VGG loss": ("avg", "none", {"grid_weight": 0.0}),
-    "VGG and grid loss": ("avg", "none", {}),
-    "VGG and grid loss, critic": ("avg", "discriminator", {}),
+VARIANTS = {  # pooling and texture of the VGG loss, critic, settings that differ from the recipe's
+    "L1": ("avg", False, "none", {"perceptual_weight": 0.0, "grid_weight": 0.0}),
+    "VGG loss, max pooling": ("max", False, "none", {"grid_weight": 0.0}),
+    "VGG loss": ("avg", False, "none", {"grid_weight": 0.0}),
+    "VGG and grid loss": ("avg", False, "none", {}),
+    "the same with texture": ("avg", True, "none", {}),
+    "and with a critic": ("avg", True, "discriminator", {}),
 }
 
 
@@ -64,7 +65,7 @@ def main() -> None:
     bank = PatchBank.from_files(find("bsds400"), detail=0.5)
     engine = ENGINES["bf16"]
     for seed in range(SEEDS):
-        for variant, (pool, critic, settings) in VARIANTS.items():
+        for variant, (pool, texture, critic, settings) in VARIANTS.items():
             if (variant, str(seed)) in done:
                 continue
             bank.generator.manual_seed(seed)
@@ -73,8 +74,9 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 result = recipes.train(
                     recipe, bank, folder, generator=fold(zoo.load("srresnet")), features="vgg16",
-                    critic_width=32, pool=pool, settings=plan, seed=seed, engine=engine.engine,
-                    fabric=default_fabric("cpu", engine.precision), progress=False,
+                    critic_width=32, pool=pool, texture=texture, settings=plan, seed=seed,
+                    engine=engine.engine, fabric=default_fabric("cpu", engine.precision),
+                    progress=False,
                 )  # fmt: skip
             found = [line | {"variant": variant, "seed": seed} for line in before]
             for share in SHARES:
