@@ -164,7 +164,7 @@ SCALES = {
         test_sets={"set14": 1, "bsd100": 2}, game_sets={"set14": 2, "bsd100": 10},
     ),
     # After it: do architectures differ more in wider networks, or in longer trainings? Of the rows,
-    # the first four; the seeds are new ones.
+    # the first four (--row); the seeds are new ones. Not run to their end yet.
     "wide": replace(_LITE, first_seed=20, seeds=4, features=32),
     "long": replace(_LITE, first_seed=30, seeds=3, steps=12_800),
     "full": Scale(
