@@ -125,3 +125,9 @@ def test_verdict_on_a_value_between_two_ends():
     assert decide(Interval(-5, -6, -4, 3, 1), **near_minus_one) == "is refuted"
     assert decide(Interval(-1, -1.5, -0.5, 3, 1), **near_minus_one) == "inconclusive"
     assert decide(crossed(torch.tensor([-1.0])), **near_minus_one) == "inconclusive"
+
+
+def test_the_end_of_an_interval_shows_on_which_side_of_zero_it_lies():
+    assert str(Interval(0.0131, 0.00012, 0.0252, 8, 34)) == "+0.013 [+0.0001, +0.025]"
+    assert str(Interval(0.0, 0.0, 0.0, 8, 34)) == "+0.000 [+0.000, +0.000]"
+    assert str(Interval(0.0, -math.inf, math.inf, 1, 34)) == "+0.000 [-inf, +inf]"

@@ -24,7 +24,13 @@ class Interval:
     images: int
 
     def __str__(self) -> str:
-        return f"{self.estimate:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+        return f"{self.estimate:+.3f} [{bound(self.low, 3)}, {bound(self.high, 3)}]"
+
+
+def bound(x: float, digits: int) -> str:
+    """An end of an interval, signed; one that rounds to 0 and is not 0 gets one digit more."""
+    rounds_to_zero = x and not float(f"{x:.{digits}f}")
+    return f"{x:+.{digits + bool(rounds_to_zero)}f}"
 
 
 def crossed(values: Tensor, *, level: float = 0.95) -> Interval:

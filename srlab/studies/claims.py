@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from srlab.evaluation.statistics import Interval, crossed, decide, seeds_needed, spread
+from srlab.evaluation.statistics import Interval, bound, crossed, decide, seeds_needed, spread
 from srlab.studies import ablation
 
 MARGINS = {"psnr": 0.05, "lpips": 0.005, "swing": 0.05}  # dB, LPIPS-alex, dB
@@ -132,7 +132,12 @@ def report(judged: Sequence[Judged]) -> str:
         found = f"{j.interval}   {seen}" if seen else "not measured yet"
         entries += [f"{j.claim.text}: {j.verdict}", f"  {j.claim.experiment}", f"  {found}"]
     verdicts = [j.verdict for j in judged]
-    counts = [f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts)]
+    several = {"holds": "hold", "is refuted": "are refuted"}
+    counts = [
+        f"{n} {several.get(v, v) if n > 1 else v}"
+        for v in dict.fromkeys(verdicts)
+        if (n := verdicts.count(v))
+    ]
     return "\n".join([*entries, f"{len(judged)} claims: {', '.join(counts)}"])
 
 
@@ -144,7 +149,7 @@ def table(judged: Sequence[Judged]) -> str:
         digits = 3 if j.claim.metric == "lpips" else 2
         found, seeds = "not measured", ""
         if i := j.interval:
-            low, high = (f"{x:+.{digits}f}" for x in (i.low, i.high))
+            low, high = bound(i.low, digits), bound(i.high, digits)
             found, seeds = f"{i.estimate:+.{digits}f}{unit}", str(i.seeds)
             found += f" ({low} to {high})" if math.isfinite(i.high) else ""
         lines.append(f"| {j.claim.text} | {j.verdict} | {found} | {seeds} |")
