@@ -6,9 +6,11 @@ import torch
 from srlab.data.bank import PatchBank
 from srlab.data.images import write_image
 from srlab.errors import SrlabError
+from srlab.losses import Perceptual
 from srlab.models import zoo
 from srlab.models.critics import Discriminator, NoCritic, VGGCritic
 from srlab.models.generators import WDRN, SRResNet
+from srlab.models.vgg import Features
 from srlab.training import recipes
 from srlab.training.engine import default_fabric
 from srlab.training.monitor import read_log
@@ -70,6 +72,29 @@ def test_a_game_measures_what_it_pays_and_leaves_the_crops_as_they_come(bank, ho
     for _ in drawn[2:]:
         fresh.batch(2, 8)
     assert torch.equal(bank.generator.get_state(), fresh.generator.get_state())
+
+
+def test_texture_is_compared_by_vgg16_unless_it_is_left_out(bank, how, tmp_path, monkeypatch):
+    def load(name, taps, pool):
+        torch.manual_seed(0)
+        return Features(taps, width=1 / 8, net="vgg16", pool=pool)
+
+    monkeypatch.setattr(recipes.vgg, "load", load)
+    losses = {}
+    for texture in (True, False):
+        result = train(
+            "srgan", bank, tmp_path / f"{texture}", generator=SRResNet(1, 8, batch_norm=False),
+            features="vgg16", texture=texture, critic_width=8, settings=QUIET | {"log_every": 1},
+            **how,
+        )  # fmt: skip
+        losses[texture] = read_log(result.folder / "log.csv")["perceptual"][1][0]
+    hr = bank.batch(4, 8)[1]
+    perceptual = recipes.build_perceptual(hr, "vgg16")
+    plain = Perceptual(perceptual.features, perceptual.weights)
+    blurred = torch.nn.functional.avg_pool2d(hr, 5, 1, 2)
+    assert perceptual(blurred, hr) > plain(blurred, hr)
+    assert perceptual(hr, hr) == plain(hr, hr) == 0
+    assert losses[True] != losses[False]
 
 
 def test_the_control_plays_without_an_opponent(bank, how, tmp_path):
