@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from srlab.data.download import sha256
+from srlab.evaluation.statistics import crossed
 from srlab.models import zoo
+from srlab.studies import claims
 from srlab.studies.ablation import SCALES
 from srlab.studies.claims import COST, MARGINS
 from srlab.training.recipes import RECIPES
@@ -183,3 +185,13 @@ def test_the_study_is_described_with_its_own_figures(page):
 def test_readme_states_the_margins():
     for figure in (f"{MARGINS['psnr']} dB", f"{MARGINS['lpips']} LPIPS", f"cost {COST} dB"):
         assert figure in words("README.md")
+
+
+def test_what_the_texture_term_brings_is_that_of_the_recorded_games():
+    with open(RESULTS / "games.csv", newline="") as file:
+        games = [row | {"row": row["variant"], "set": ""} for row in csv.DictReader(file)]
+    seeds = claims.at_equal_cost(games)
+    without, textured = "VGG and grid loss", "the same with texture"
+    effect = crossed(claims.paired(seeds, textured, without, "lpips"))
+    stated = f"{-effect.estimate:.3f} ({-effect.high:.3f} to {-effect.low:.3f}"
+    assert f"lowers LPIPS by {stated}" in words("README.md")
