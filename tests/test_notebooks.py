@@ -160,7 +160,7 @@ def solved_course(tmp_path_factory):
         nbformat.write(notebook, course / "notebooks" / path.name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SRLAB_COURSE", str(course))
-        folder = run_course("smoke", out=course / "runs")
+        folder = run_course("smoke", out=course / "runs", jobs=2)
     return folder
 
 
