@@ -14,7 +14,7 @@ import nbformat
 import pytest
 
 import srlab
-from srlab.course.run import READS
+from srlab.course.run import READS, STARTS_FROM
 from srlab.course.settings import declared, read_profile
 
 ROOT = Path(__file__).parents[1]
@@ -183,7 +183,13 @@ def test_smoke_run_with_solutions(path, solved_course):
 def test_a_chapter_waits_for_those_whose_results_it_reads(path):
     """`make course` runs two at a time."""
     named = re.findall(r'"(0[0-9])"', "\n".join(cell.source for cell in code_cells(path)))
-    assert set(named) - {path.stem[:2]} == READS.get(path.stem[:2], set())
+    number = path.stem[:2]
+    always, own_start = READS.get(number, set()), STARTS_FROM.get(number, set())
+    assert set(named) - {number} == always | own_start
+    cells = [cell.source for cell in code_cells(path) if re.search(r'"03"', cell.source)]
+    assert not own_start or ["prefer=settings.adversarial_start" in cell for cell in cells] == [
+        True
+    ]
 
 
 @chapters

@@ -7,7 +7,7 @@ import re
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,9 @@ from srlab.errors import require
 from srlab.files import only_here
 
 # Whose results a chapter reads if they are there: it waits for them.
-READS = {"03": {"02"}, "04": {"03"}, "05": {"03"}, "06": {"02", "03", "05"}}
+READS = {"03": {"02"}, "06": {"02", "03", "05"}}
+# The same where the setting `adversarial_start` is "own".
+STARTS_FROM = {"04": {"03"}, "05": {"03"}}
 
 
 @dataclass(frozen=True)
@@ -138,11 +140,13 @@ def run_course(
                         entries = {str(c): (c.notebook.stem, times.get(c.number)) for c in course}
                         write_index(folder, entries)
 
+        own_start = (read_profile(profile) | values).get("adversarial_start") == "own"
+        reads = READS | (STARTS_FROM if own_start else {})
         kernels, reporting = Kernels(runs, jobs), threading.Lock()
         waiting, running = list(selected), dict[Future[None], Chapter]()
         with ThreadPoolExecutor(jobs) as pool, kernels:
             while waiting or running:
-                for chapter in _ready(waiting, running.values())[: jobs - len(running)]:
+                for chapter in _ready(waiting, running.values(), reads)[: jobs - len(running)]:
                     waiting.remove(chapter)
                     running[pool.submit(run, chapter)] = chapter
                 for finished in wait(running, return_when=FIRST_COMPLETED).done:
@@ -165,10 +169,12 @@ def run_course(
     return folder
 
 
-def _ready(waiting: Sequence[Chapter], running: Iterable[Chapter]) -> list[Chapter]:
+def _ready(
+    waiting: Sequence[Chapter], running: Iterable[Chapter], reads: Mapping[str, set[str]]
+) -> list[Chapter]:
     """Those that wait for no other one."""
     to_come = {chapter.number for chapter in (*waiting, *running)}
-    return [chapter for chapter in waiting if not READS.get(chapter.number, set()) & to_come]
+    return [chapter for chapter in waiting if not reads.get(chapter.number, set()) & to_come]
 
 
 def read_chapters() -> list[Chapter]:
