@@ -33,7 +33,7 @@ help:
 	@echo "make lock     renew requirements.lock from pyproject.toml"
 
 course: $(VENV)/ready
-	@echo "Running all chapters, profile $(PROFILE): about 9 minutes on two CPU cores for lite, 4 for smoke."
+	@echo "Running all chapters, profile $(PROFILE): about 9 minutes on two CPU cores for lite, less for smoke."
 	@$(BIN)/srlab course run --profile $(PROFILE) --jobs $(JOBS)
 
 check: lint

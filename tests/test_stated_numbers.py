@@ -194,4 +194,4 @@ def test_what_the_texture_term_brings_is_that_of_the_recorded_games():
     without, textured = "VGG and grid loss", "the same with texture"
     effect = crossed(claims.paired(seeds, textured, without, "lpips"))
     stated = f"{-effect.estimate:.3f} ({-effect.high:.3f} to {-effect.low:.3f}"
-    assert f"lowers LPIPS by {stated}" in words("README.md")
+    assert f"lower LPIPS by {stated}" in words("README.md")

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python notebooks/results/make_games.py
 
 Needs bsds400, set14 and bsd100 (SRLAB_DATA), VGG16 and AlexNet (`srlab fetch vgg16`, `srlab fetch
-lpips-alex`), and about a quarter of an hour of one CPU core. Every game starts from the released
+lpips-alex`), and about twenty minutes of one CPU core. Every game starts from the released
 ``srresnet``, sees the same crops of BSDS400 in the same order and lasts 100 steps; three seeds. A
 line holds the variant, the seed, the share of the way from start (0) to end (1), a picture (the
 middle of each of Set14 and of every sixth of BSD100) and its scores: ``psnr`` (dB), ``lpips``

@@ -16,7 +16,7 @@ Fixed before the study:
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -129,15 +129,11 @@ def report(judged: Sequence[Judged]) -> str:
     entries = []
     for j in judged:
         seen = j.interval and f"seeds: {j.interval.seeds}, pictures: {j.interval.images}"
-        found = f"{j.interval}   {seen}" if seen else "not measured yet"
-        entries += [f"{j.claim.text}: {j.verdict}", f"  {j.claim.experiment}", f"  {found}"]
-    verdicts = [j.verdict for j in judged]
+        effect = f"{j.interval}   {seen}" if seen else "not measured yet"
+        entries += [f"{j.claim.text}: {j.verdict}", f"  {j.claim.experiment}", f"  {effect}"]
     several = {"holds": "hold", "is refuted": "are refuted"}
-    counts = [
-        f"{n} {several.get(v, v) if n > 1 else v}"
-        for v in dict.fromkeys(verdicts)
-        if (n := verdicts.count(v))
-    ]
+    found = Counter(j.verdict for j in judged)
+    counts = [f"{n} {several.get(v, v) if n > 1 else v}" for v, n in found.items()]
     return "\n".join([*entries, f"{len(judged)} claims: {', '.join(counts)}"])
 
 
