@@ -66,7 +66,7 @@ def weights() -> str:
 
 def trainings() -> str:
     """How much of the study is done."""
-    plan = ablation.plan(ablation.SCALES["lite"], ablation.ROWS)
+    plan = ablation.plan(scale := ablation.SCALES["lite"], scale.rows)
     planned = {(row, str(seed)) for row, seed in plan}
     done = {(line["row"], line["seed"]) for line in ablation.read(STUDY / "runs.csv")}
     return f"{len(planned & done)} of the study's {len(planned)} trainings are done."

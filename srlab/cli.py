@@ -408,12 +408,15 @@ def evaluate(
 
 @app.command()
 def ablate(
-    profile: Annotated[str, typer.Option(help="smoke, lite, first, wide, long or full.")] = "lite",
+    profile: Annotated[
+        str, typer.Option(help="smoke, lite, full; first, again, wide or long.")
+    ] = "lite",
     out: Annotated[
         Path | None, typer.Option(help="Folder of the CSV files; default runs/ablation-PROFILE.")
     ] = None,
     row: Annotated[
-        list[str] | None, typer.Option(help="Only this row; repeat for more. Default: all.")
+        list[str] | None,
+        typer.Option(help="Only this row; repeat for more. Default: all planned."),
     ] = None,
     seed: Annotated[
         list[int] | None, typer.Option(help="Only this seed; repeat for more. Default: all.")
@@ -429,7 +432,7 @@ def ablate(
     folder = out or Path("runs") / f"ablation-{profile}"
     ablation.run(folder, profile, row, seeds=seed, device=device)
     print(f"{folder / 'runs.csv'} and {folder / 'scores.csv'}\n")
-    print(claims.report(claims.judge(folder)))
+    print(claims.report(claims.judge(folder, claims.asked(profile))))
 
 
 @app.command()

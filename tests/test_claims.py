@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from srlab.evaluation.statistics import NO_DIFFERENCE, Interval, Spread, decide, simulate
+from srlab.evaluation.statistics import NO_DIFFERENCE, Interval, Spread, decide, simulate, spread
 from srlab.studies import ablation, claims
 from srlab.studies.ablation import ROWS, RUN_COLUMNS, SCORE_COLUMNS, AblationError
 from srlab.studies.claims import CLAIMS, Claim, at_equal_cost, judge, paired
@@ -118,7 +118,7 @@ NOISES = [Spread(0.3, 0.3, 0.3), Spread(0.1, 0.8, 0.8), Spread(0.4, 0, 0), Sprea
 @pytest.mark.parametrize("images", [17, 64])
 def test_without_an_effect_the_whole_study_errs_in_at_most_five_per_cent(images):
     """A wrong verdict is one that sees a difference: in any of the claims, in a study of nulls."""
-    level, seeds = claims.level(), ablation.SCALES["lite"].game_seeds
+    level, seeds = claims.level(), ablation.SCALES["lite"].seeds
     wrong = torch.zeros(4000, dtype=torch.bool)
     generator = torch.Generator().manual_seed(images)
     for i in range(len(CLAIMS)):
@@ -156,6 +156,36 @@ def test_every_claim_names_rows_and_columns_that_the_ablation_has():
         assert claim.control is None or claim.control in ROWS
         assert claim.metric in RUN_COLUMNS + SCORE_COLUMNS
         assert claims.Claim.experiment.fget(claim).startswith(claim.metric)
+
+
+@pytest.mark.parametrize("profile", ["lite", "again", "wide", "long"])
+def test_a_study_trains_what_its_claims_need(profile):
+    scale = ablation.SCALES[profile]
+    for claim in claims.asked(profile):
+        for name in filter(None, (claim.treatment, claim.control)):
+            row = ROWS[name]
+            assert {name, row.start or name} <= set(scale.rows)
+            started = scale.few.get(row.start, scale.seeds)  # a game begins from its seed's network
+            assert scale.few.get(name, scale.seeds) <= started
+
+
+def test_the_second_study_would_decide_its_claims_if_the_first_was_right():
+    """Effects and spreads of "lite", seeds of "again": decided four times out of five."""
+    scale, asked = ablation.SCALES["again"], claims.asked("again")
+    for claim, values in claims.measured(RESULTS / "ablation-lite", asked).items():
+        rows = [claim.treatment, claim.control or claim.treatment]
+        seeds = min(scale.few.get(row, scale.seeds) for row in rows)
+        single = values.shape[1] == 1
+        noise = Spread(float(values.std()), 0.0, 0.0) if single else spread(values)
+        ends = simulate(
+            noise, seeds, values.shape[1], level=claims.level(asked), effect=float(values.mean())
+        )
+        verdicts = [
+            decide(Interval(0, low, high, seeds, 2), claim.above, claim.below, margin=claim.margin)
+            for low, high in zip(*(end.tolist() for end in ends), strict=True)
+        ]
+        decided = sum(verdict != "inconclusive" for verdict in verdicts) / len(verdicts)
+        assert decided >= 0.8, claim.text
 
 
 def test_a_trial_says_how_many_seeds_a_claim_needs(tmp_path):

@@ -91,6 +91,26 @@ CLAIMS = (
     Claim("A slower critic helps", "bce-slow-critic", "bce", "lpips", below=0),
 )
 
+# What the studies after the first large one ask, each of its own seeds.
+_ARCHITECTURES = ("Dense blocks help", "Concatenation beats the sum", "Weights on it help")
+_ASKED = {
+    "again": (
+        "Five residual blocks suffice",
+        "Batch norm helps",
+        "A game looks better than a VGG loss",
+        "Wasserstein bears four times the rate",
+        "It does, with a VGG critic",
+    ),
+    "wide": _ARCHITECTURES,
+    "long": _ARCHITECTURES,
+}
+
+
+def asked(profile: str) -> tuple[Claim, ...]:
+    """The claims that a study of this profile is to decide, all at a time."""
+    texts = _ASKED.get(profile)
+    return CLAIMS if texts is None else tuple(c for c in CLAIMS if c.text in texts)
+
 
 @dataclass(frozen=True)
 class Judged:
