@@ -89,7 +89,7 @@ def recipe() -> figures.Figure:
 
 def claims_in_margins() -> figures.Figure:
     """What the ablation says: chapter 06's claims with their intervals, in units of the margin."""
-    judged = claims.judge(HERE.parent / "notebooks" / "results" / "ablation-lite")
+    judged = claims.verdicts(HERE.parent / "notebooks" / "results")
     return figures.intervals(
         claims.in_margins(judged),
         "effect in margins of 0.05 dB or 0.005 LPIPS",

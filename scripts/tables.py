@@ -66,15 +66,14 @@ def weights() -> str:
 
 def trainings() -> str:
     """How much of the study is done."""
-    plan = ablation.plan(scale := ablation.SCALES["lite"], scale.rows)
-    planned = {(row, str(seed)) for row, seed in plan}
-    done = {(line["row"], line["seed"]) for line in ablation.read(STUDY / "runs.csv")}
-    return f"{len(planned & done)} of the study's {len(planned)} trainings are done."
+    planned = set(ablation.plan(scale := ablation.SCALES["lite"], scale.rows))
+    done = planned & ablation.trained(STUDY)
+    return f"{len(done)} of the study's {len(planned)} trainings are done."
 
 
 def verdicts() -> str:
     """How many claims are decided, and each claim's verdict."""
-    judged = claims.judge(STUDY)
+    judged = claims.verdicts(RESULTS)
     decided = sum(j.verdict != "inconclusive" for j in judged)
     counted = f"Of {len(judged)} claims, {decided} are decided at this size:"
     return f"{trainings()} {counted}\n\n{claims.table(judged)}"

@@ -38,7 +38,7 @@ def test_rows_that_are_compared_train_for_equally_many_steps_at_equal_rates():
     scale = SCALES["full"]
     games = [settings(row, scale) for row in ROWS.values() if row.start and row.rate == 1]
     assert len({(c.steps, c.generator_lr, c.batch_size, c.content) for c in games}) == 1
-    fresh = [settings(r, scale) for r in ROWS.values() if r.start is None and r.lengths == 1]
+    fresh = [settings(r, scale) for r in ROWS.values() if r.start is None and r.length == 1]
     assert len({(c.steps, c.lr, c.batch_size) for c in fresh}) == 1
 
 

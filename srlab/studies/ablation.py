@@ -54,7 +54,7 @@ class Row:
         batch_norm: in the generator.
         rate: factor on the learning rates of both players.
         critic_rate: one more on the critic's.
-        lengths: training steps, as a multiple of the scale's.
+        length: training steps, as a multiple of the scale's.
     """
 
     generator: str = "srresnet"
@@ -66,7 +66,7 @@ class Row:
     batch_norm: bool = False
     rate: float = 1.0
     critic_rate: float = 1.0
-    lengths: float = 1.0
+    length: float = 1.0
 
 
 # First from scratch, then for equally many further steps from the first row's generator. Only the
@@ -79,7 +79,7 @@ ROWS: dict[str, Row] = {
     "mse": Row(content="mse"),
     "2-blocks": Row(n_blocks=2),
     "16-blocks": Row(n_blocks=16),
-    "twice-as-long": Row(lengths=2),
+    "twice-as-long": Row(length=2),
     "batch-norm": Row(batch_norm=True),
     "more-l1": Row(start="srresnet"),
     "perceptual": Row(content="perceptual", start="srresnet"),
@@ -205,7 +205,7 @@ def run(
     seeds: Iterable[int] | None = None,
     trainings: Path | str | None = None,
     device: str = "auto",
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> Path:
     """Train and score the rows that ``folder``'s files do not hold yet, seed by seed.
 
@@ -229,7 +229,7 @@ def run(
         raise AblationError(f"no row {unknown[0]!r}: choose among {', '.join(ROWS)}.")
     folder = Path(folder)
     with only_here(folder, "an ablation"):
-        return _run(folder, profile, names, seeds, trainings, device, say)
+        return _run(folder, profile, names, seeds, trainings, device, log)
 
 
 def _run(
@@ -239,15 +239,14 @@ def _run(
     seeds: list[int],
     trainings: Path | str | None,
     device: str,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Path:
-    scale = SCALES[profile]
-    done = {(line["row"], line["seed"]) for line in read(folder / "runs.csv", RUN_COLUMNS)}
+    scale, done = SCALES[profile], trained(folder)
     _forget_unfinished(folder / "scores.csv", done)
     wanted = [(n, s) for n, s in plan(scale, names) if not seeds or s in seeds]
-    todo = [(name, seed) for name, seed in wanted if (name, str(seed)) not in done]
+    todo = [training for training in wanted if training not in done]
     if not todo:
-        say(f"{folder} holds all {len(wanted)} runs: nothing to do.")
+        log(f"{folder} holds all {len(wanted)} runs: nothing to do.")
         return folder
     lab = _Lab(scale, Path(trainings or Path("runs") / f"ablation-{profile}"), device)
     for i, (name, seed) in enumerate(todo, start=1):
@@ -263,7 +262,7 @@ def _run(
         _append(folder / "runs.csv", RUN_COLUMNS, [line])  # last: now it counts as done
         ends = [score["psnr"] for score in scores if score["share"] == 1]
         mean = sum(ends) / max(1, len(ends))
-        say(f"{i} of {len(todo)}: {name}, seed {seed}: {mean:.3f} dB, {line['seconds']} s of CPU")
+        log(f"{i} of {len(todo)}: {name}, seed {seed}: {mean:.3f} dB, {line['seconds']} s of CPU")
     return folder
 
 
@@ -276,6 +275,16 @@ def plan(scale: Scale, names: Iterable[str]) -> list[tuple[str, int]]:
         for name in names
         if i < scale.few.get(name, scale.seeds)
     ]
+
+
+def trained(folder: Path | str) -> set[tuple[str, int]]:
+    """The trainings, (row, seed), that a folder's ``runs.csv`` holds.
+
+    Raises:
+        AblationError: something else wrote the file.
+    """
+    lines = read(Path(folder) / "runs.csv", RUN_COLUMNS)
+    return {(line["row"], int(line["seed"])) for line in lines}
 
 
 def build_generator(row: Row, features: int) -> nn.Module:
@@ -315,14 +324,14 @@ def settings(row: Row, scale: Scale) -> PretrainConfig | AdversarialConfig:
         "checkpoint_every": 0,
     }
     if row.start is None:
-        steps = round(scale.steps * row.lengths)
+        steps = round(scale.steps * row.length)
         lr = scale.lr * row.rate
         return PretrainConfig(steps=steps, lr=lr, loss=row.content, optimizer="muon", **common)
     wasserstein = row.game == "wasserstein"
     game = row.game + "-vgg" * (row.critic == "vgg")
     every = max(1, scale.game_steps // 20)
     return AdversarialConfig(
-        steps=round(scale.game_steps * row.lengths),
+        steps=round(scale.game_steps * row.length),
         content="l1",
         perceptual_weight=scale.perceptual_weight if row.content == "perceptual" else 0.0,
         adversarial=row.game if row.game != "none" else "bce",
@@ -499,10 +508,10 @@ def _append(path: Path, columns: Sequence[str], lines: Sequence[dict[str, Any]])
         writer.writerows(lines)
 
 
-def _forget_unfinished(path: Path, done: set[tuple[str, str]]) -> None:
+def _forget_unfinished(path: Path, done: set[tuple[str, int]]) -> None:
     """Drop the pictures of a run that was killed before it was entered in runs.csv."""
     lines = read(path, SCORE_COLUMNS)
-    kept = [line for line in lines if (line["row"], line["seed"]) in done]
+    kept = [line for line in lines if (line["row"], int(line["seed"])) in done]
     if len(kept) < len(lines):
         path.unlink()
         _append(path, SCORE_COLUMNS, kept)

@@ -139,6 +139,19 @@ def judge(folder: Path | str, claims: Sequence[Claim] = CLAIMS) -> list[Judged]:
     return judged
 
 
+def verdicts(results: Path | str) -> list[Judged]:
+    """Each claim as the course's studies judged it: the large one or, if it is done, the second.
+
+    Args:
+        results: the folder that holds ``ablation-lite`` and ``ablation-again``.
+    """
+    results = Path(results)
+    scale, again = ablation.SCALES["again"], results / "ablation-again"
+    complete = ablation.trained(again).issuperset(ablation.plan(scale, scale.rows))
+    later = {j.claim: j for j in judge(again, asked("again"))} if complete else {}
+    return [later.get(j.claim, j) for j in judge(results / "ablation-lite")]
+
+
 def level(claims: Sequence[Claim] = CLAIMS) -> float:
     """Of each interval, so that all hold together with 95% confidence (Bonferroni)."""
     return 1 - 0.05 / len(claims)
@@ -195,8 +208,8 @@ def measured(folder: Path | str, claims: Sequence[Claim] = CLAIMS) -> dict[Claim
     """
     scores = ablation.read(Path(folder) / "scores.csv", ablation.SCORE_COLUMNS)
     runs = ablation.read(Path(folder) / "runs.csv", ablation.RUN_COLUMNS)
-    done = {(line["row"], line["seed"]) for line in runs}  # a killed run may have left pictures
-    scores = [line for line in scores if (line["row"], line["seed"]) in done]
+    done = ablation.trained(folder)  # a killed run may have left pictures
+    scores = [line for line in scores if (line["row"], int(line["seed"])) in done]
     lines = {
         "psnr": [line for line in scores if float(line["share"]) == 1],
         "lpips": at_equal_cost([line for line in scores if line["lpips"]]),
