@@ -76,7 +76,7 @@ def fetch(
 def pack(
     name: Annotated[str, typer.Argument(help="Set name or folder; NAME@2 halves its pictures.")],
     out: Annotated[Path, typer.Argument(help="Folder for the pixels, for `train --data`.")],
-    scale: Annotated[int, typer.Option(help="HR size / LR size.")] = 4,
+    scale: Annotated[int, typer.Option(min=1, help="HR size / LR size.")] = 4,
 ) -> None:
     """Decode a set once, onto disk: trainings start at once, and it may be larger than memory."""
     from srlab.data.bank import PatchBank
@@ -170,7 +170,7 @@ def train(
         str | None, typer.Option(help="Games: what a VGG critic stands on; default --features.")
     ] = None,
     critic_width: Annotated[
-        int, typer.Option(help="Games: channels of the critic's first layer.")
+        int, typer.Option(min=1, help="Games: channels of the critic's first layer.")
     ] = 64,
     detail: Annotated[
         float,
@@ -361,7 +361,7 @@ def evaluate(
     shave: Annotated[
         int | None, typer.Option(help="Pixels cut from each side; default: the scale, such as 4.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "cpu",
     tile: Annotated[int, typer.Option(help="Side of a tile in LR pixels.")] = 256,
     lpips: Annotated[
         bool,
@@ -379,9 +379,10 @@ def evaluate(
     from srlab.evaluation import perceptual, protocol, scores
     from srlab.evaluation.distribution import PatchFrechet
     from srlab.models import zoo
+    from srlab.pictures.upscaling import usable
 
     files = _find(dataset)
-    generator = zoo.load(model)
+    generator, device = zoo.load(model), usable(device)
     shave = generator.scale if shave is None else shave
     try:
         rules = protocol.Protocol(channel=channel, shave=shave)

@@ -205,6 +205,27 @@ def test_bad_arguments_give_one_line(run, arguments, expected):
     assert "Traceback" not in err
 
 
+def test_evaluate_where_no_device_of_that_name_is(run, photos):
+    device = ("--device", "marble")
+    status, _, err = run("evaluate", "bicubic", "--dataset", photos, *device)
+    assert status == 1
+    assert err.startswith("srlab: device marble cannot be used (")
+    assert len(err.splitlines()) == 1
+    status, out, _ = run("evaluate", "bicubic", "--dataset", photos, "--device", "auto")
+    assert status == 0
+    assert "mean" in out
+
+
+def test_sizes_of_nothing(run, photos, tmp_path):
+    status, _, err = run("pack", photos, tmp_path / "bank", "--scale", 0)
+    assert status == 2
+    assert "--scale" in err
+    status, _, err = run("train", "srgan", "--data", photos, "--critic-width", 0, *TINY)
+    assert status == 2
+    assert "--critic-width" in err
+    assert not (tmp_path / "bank").exists()
+
+
 def test_bad_folders_and_files_give_one_line(run, photos, tmp_path):
     (tmp_path / "empty").mkdir()
     status, _, err = run("evaluate", "bicubic", "--dataset", tmp_path / "empty")
