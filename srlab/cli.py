@@ -209,6 +209,7 @@ def train(
     from srlab.data.bank import PatchBank
     from srlab.data.datasets import find, training_files
     from srlab.training import budget, recipes
+    from srlab.training.config import AdversarialConfig, PretrainConfig
     from srlab.training.engine import ENGINES, default_fabric, mean_over_processes
 
     if steps is not None and minutes is not None:
@@ -239,12 +240,16 @@ def train(
         "checkpoint_every": checkpoint_every,
     }
     chosen = {name: value for name, value in chosen.items() if value is not None}
+    # What no run can have is told before hundreds of pictures are decoded.
+    (AdversarialConfig if recipe.is_game else PretrainConfig)(**{**recipe.settings, **chosen})
     generator = _initial(init, model, recipe)
 
     fabric = default_fabric(device)
     speaks = fabric.global_rank == 0
     held_out = find(validate)
-    packed = len(data) == 1 and stored.is_bank(data[0])
+    packed = any(map(stored.is_bank, data))
+    if packed and len(data) > 1:
+        raise SrlabError("--data: a folder made by `srlab pack` is given alone, not with others.")
     if packed:
         bank = PatchBank.open(data[0], fabric.device, seed, detail)
     else:
