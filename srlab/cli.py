@@ -259,6 +259,9 @@ def train(
         bank = PatchBank.from_files(
             files, 4, fabric.device, seed, shrink, progress=speaks, detail=detail
         )
+    scale = generator.scale if generator else 4
+    if bank.scale != scale:
+        raise SrlabError(f"--data was packed with --scale {bank.scale}, but {model} is x{scale}.")
     if speaks:
         where = "disk" if packed and not bank.hr_atlas.is_cuda else fabric.device
         print(f"{len(bank)} images, {bank.nbytes / 1e6:,.0f} MB of pixels on {where}", flush=True)
@@ -569,7 +572,9 @@ def bench_upscale(
     picture: Annotated[
         Path | None, typer.Option(help="Small picture to upscale; default: one of the course.")
     ] = None,
-    side: Annotated[int, typer.Option(help="Cut it to this many pixels a side; 0: whole.")] = 192,
+    side: Annotated[
+        int, typer.Option(min=0, help="Cut it to this many pixels a side; 0: whole.")
+    ] = 192,
     rounds: Annotated[int, typer.Option(help="Measurements of each engine.")] = 5,
     compile: Annotated[bool, typer.Option("--compile", help="Time torch.compile, too.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",

@@ -220,6 +220,9 @@ def test_evaluate_where_no_device_of_that_name_is(run, photos):
     assert status == 1
     assert err.startswith("srlab: device marble cannot be used (")
     assert len(err.splitlines()) == 1
+    status, _, err = run("bench", "upscale", *device)
+    assert status == 1
+    assert err.startswith("srlab: device marble cannot be used (")
     status, out, _ = run("evaluate", "bicubic", "--dataset", photos, "--device", "auto")
     assert status == 0
     assert "mean" in out
@@ -237,6 +240,17 @@ def test_a_packed_folder_is_given_alone(run, photos, tmp_path):
     status, _, err = run("train", "srresnet", "--data", tmp_path / "bank", "--data", photos, *TINY)
     assert status == 1
     assert "alone" in err
+
+
+def test_a_bank_of_another_scale_is_refused(run, photos, tmp_path):
+    assert run("pack", photos, tmp_path / "bank", "--scale", 2)[0] == 0
+    status, _, err = run(
+        "train", "srresnet", "--data", tmp_path / "bank", "--validate", photos, *TINY,
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert status == 1
+    assert err == "srlab: --data was packed with --scale 2, but srresnet is x4.\n"
+    assert not (tmp_path / "run").exists()
 
 
 def test_sizes_of_nothing(run, photos, tmp_path):
