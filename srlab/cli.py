@@ -76,7 +76,7 @@ def fetch(
 def pack(
     name: Annotated[str, typer.Argument(help="Set name or folder; NAME@2 halves its pictures.")],
     out: Annotated[Path, typer.Argument(help="Folder for the pixels, for `train --data`.")],
-    scale: Annotated[int, typer.Option(help="HR size / LR size.")] = 4,
+    scale: Annotated[int, typer.Option(min=1, help="HR size / LR size.")] = 4,
 ) -> None:
     """Decode a set once, onto disk: trainings start at once, and it may be larger than memory."""
     from srlab.data.bank import PatchBank
@@ -170,7 +170,7 @@ def train(
         str | None, typer.Option(help="Games: what a VGG critic stands on; default --features.")
     ] = None,
     critic_width: Annotated[
-        int, typer.Option(help="Games: channels of the critic's first layer.")
+        int, typer.Option(min=1, help="Games: channels of the critic's first layer.")
     ] = 64,
     detail: Annotated[
         float,
@@ -209,6 +209,7 @@ def train(
     from srlab.data.bank import PatchBank
     from srlab.data.datasets import find, training_files
     from srlab.training import budget, recipes
+    from srlab.training.config import AdversarialConfig, PretrainConfig
     from srlab.training.engine import ENGINES, default_fabric, mean_over_processes
 
     if steps is not None and minutes is not None:
@@ -239,12 +240,16 @@ def train(
         "checkpoint_every": checkpoint_every,
     }
     chosen = {name: value for name, value in chosen.items() if value is not None}
+    # What no run can have is told before hundreds of pictures are decoded.
+    (AdversarialConfig if recipe.is_game else PretrainConfig)(**{**recipe.settings, **chosen})
     generator = _initial(init, model, recipe)
 
     fabric = default_fabric(device)
     speaks = fabric.global_rank == 0
     held_out = find(validate)
-    packed = len(data) == 1 and stored.is_bank(data[0])
+    packed = any(map(stored.is_bank, data))
+    if packed and len(data) > 1:
+        raise SrlabError("--data: a folder made by `srlab pack` is given alone, not with others.")
     if packed:
         bank = PatchBank.open(data[0], fabric.device, seed, detail)
     else:
@@ -254,6 +259,9 @@ def train(
         bank = PatchBank.from_files(
             files, 4, fabric.device, seed, shrink, progress=speaks, detail=detail
         )
+    scale = generator.scale if generator else 4
+    if bank.scale != scale:
+        raise SrlabError(f"--data was packed with --scale {bank.scale}, but {model} is x{scale}.")
     if speaks:
         where = "disk" if packed and not bank.hr_atlas.is_cuda else fabric.device
         print(f"{len(bank)} images, {bank.nbytes / 1e6:,.0f} MB of pixels on {where}", flush=True)
@@ -361,7 +369,7 @@ def evaluate(
     shave: Annotated[
         int | None, typer.Option(help="Pixels cut from each side; default: the scale, such as 4.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "cpu",
     tile: Annotated[int, typer.Option(help="Side of a tile in LR pixels.")] = 256,
     lpips: Annotated[
         bool,
@@ -379,9 +387,10 @@ def evaluate(
     from srlab.evaluation import perceptual, protocol, scores
     from srlab.evaluation.distribution import PatchFrechet
     from srlab.models import zoo
+    from srlab.pictures.upscaling import usable
 
     files = _find(dataset)
-    generator = zoo.load(model)
+    generator, device = zoo.load(model), usable(device)
     shave = generator.scale if shave is None else shave
     try:
         rules = protocol.Protocol(channel=channel, shave=shave)
@@ -563,7 +572,9 @@ def bench_upscale(
     picture: Annotated[
         Path | None, typer.Option(help="Small picture to upscale; default: one of the course.")
     ] = None,
-    side: Annotated[int, typer.Option(help="Cut it to this many pixels a side; 0: whole.")] = 192,
+    side: Annotated[
+        int, typer.Option(min=0, help="Cut it to this many pixels a side; 0: whole.")
+    ] = 192,
     rounds: Annotated[int, typer.Option(help="Measurements of each engine.")] = 5,
     compile: Annotated[bool, typer.Option("--compile", help="Time torch.compile, too.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",

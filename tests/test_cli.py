@@ -116,6 +116,15 @@ def test_train_resume_export_and_evaluate(run, photos, tmp_path):
     assert status == 0
     assert "3 steps" in out
 
+    before = (folder / "checkpoint.safetensors").read_bytes()
+    for file in (folder / "checkpoint.safetensors", folder / "log.csv", tmp_path / "mine.pth"):
+        status, _, err = run("export", folder, file)
+        assert status == 1
+        assert err.startswith(f"srlab: {file} ")
+    assert (folder / "checkpoint.safetensors").read_bytes() == before
+    assert (folder / "log.csv").read_text().startswith("step,")
+    assert not (tmp_path / "mine.pth").exists()
+
     weights = tmp_path / "mine.safetensors"
     status, _, _ = run("export", folder, weights, "--half", "--trained-on", "two tiny pictures")
     assert status == 0
@@ -203,6 +212,55 @@ def test_bad_arguments_give_one_line(run, arguments, expected):
     assert len(lines) == 1
     assert expected in lines[0]
     assert "Traceback" not in err
+
+
+def test_evaluate_where_no_device_of_that_name_is(run, photos):
+    device = ("--device", "marble")
+    status, _, err = run("evaluate", "bicubic", "--dataset", photos, *device)
+    assert status == 1
+    assert err.startswith("srlab: device marble cannot be used (")
+    assert len(err.splitlines()) == 1
+    status, _, err = run("bench", "upscale", *device)
+    assert status == 1
+    assert err.startswith("srlab: device marble cannot be used (")
+    status, out, _ = run("evaluate", "bicubic", "--dataset", photos, "--device", "auto")
+    assert status == 0
+    assert "mean" in out
+
+
+def test_wrong_settings_are_told_before_pictures_are_decoded(run, photos):
+    for wrong in (["--loss", "l3"], ["--steps", "0"], ["--lr", "nan"], ["--log-every", "0"]):
+        status, out, err = run("train", "srresnet", "--data", photos, *wrong)
+        assert (status, out) == (1, "")
+        assert wrong[0].strip("-").replace("-", "_") in err
+
+
+def test_a_packed_folder_is_given_alone(run, photos, tmp_path):
+    assert run("pack", photos, tmp_path / "bank")[0] == 0
+    status, _, err = run("train", "srresnet", "--data", tmp_path / "bank", "--data", photos, *TINY)
+    assert status == 1
+    assert "alone" in err
+
+
+def test_a_bank_of_another_scale_is_refused(run, photos, tmp_path):
+    assert run("pack", photos, tmp_path / "bank", "--scale", 2)[0] == 0
+    status, _, err = run(
+        "train", "srresnet", "--data", tmp_path / "bank", "--validate", photos, *TINY,
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert status == 1
+    assert err == "srlab: --data was packed with --scale 2, but srresnet is x4.\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_sizes_of_nothing(run, photos, tmp_path):
+    status, _, err = run("pack", photos, tmp_path / "bank", "--scale", 0)
+    assert status == 2
+    assert "--scale" in err
+    status, _, err = run("train", "srgan", "--data", photos, "--critic-width", 0, *TINY)
+    assert status == 2
+    assert "--critic-width" in err
+    assert not (tmp_path / "bank").exists()
 
 
 def test_bad_folders_and_files_give_one_line(run, photos, tmp_path):

@@ -635,6 +635,7 @@ def test_an_attempt_neither_spoils_the_inputs_nor_sees_other_random_numbers(root
         (1_549_462, 1_549_462, 1_549_463),
         (0.1 + 0.2, 0.3, 0.31),
         (0.5, torch.tensor(0.5), torch.tensor([0.5, 0.5])),
+        (0.5, 0.5, 10**400),
         (torch.tensor(2.0), 2.0, "two"),
         ((1, torch.ones(2)), [1, torch.ones(2)], (1, torch.zeros(2))),
         (torch.Size([2, 3]), (2, 3), (3, 2)),
@@ -656,7 +657,10 @@ def test_a_value_is_checked_without_being_given_away(root, capsys):
     assert answer(255, 256, hint="count again") == (
         "exercise 02-2: not yet\n  255 is not it\n  hint: count again\n"
     )
-    assert "not yet" in answer("256", 256)
+    assert answer("256", 256, hint="count again") == (
+        "exercise 02-2: not yet\n  '256' is not it\n"
+        "  hint: the answer is a number, so write it without quotes\n"
+    )
     assert "not yet" in answer(28.0, 28.42, tolerance=0.1)
     assert "correct" in answer(28.4, 28.42, tolerance=0.1)
     assert "correct" in answer(" B ", "b")

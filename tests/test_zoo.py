@@ -81,6 +81,12 @@ def test_the_package_itself_loads_by_name_without_costing_anything_before():
     assert said.stdout.split() == ["Bicubic", "True", "False"], said.stderr
 
 
+def test_loading_weights_does_not_import_the_compiler():
+    script = "import sys, srlab; srlab.load('srresnet'); print('torch._dynamo' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert said.stdout.split() == ["False"], said.stderr
+
+
 def test_bicubic_needs_no_file():
     assert isinstance(zoo.load("bicubic"), Bicubic)
 

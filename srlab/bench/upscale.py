@@ -30,7 +30,7 @@ from srlab.files import write_text
 from srlab.models import zoo
 from srlab.models.generators import fold
 from srlab.models.onnx_engine import OnnxEngine, export_onnx
-from srlab.pictures.upscaling import prepare
+from srlab.pictures.upscaling import prepare, usable
 
 MODELS = ("srresnet-16", "srresnet")
 PLAIN = "plain torch (eager, unfolded)"
@@ -86,6 +86,7 @@ def run_bench_upscale(
         raise SrlabError(f"rounds must be at least 1, got {rounds}.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = usable(device)
     if picture is not None:
         lr = read_image(picture)
     else:

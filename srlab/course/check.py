@@ -73,6 +73,8 @@ def value(number: str, answer: Any, expected: Any, tolerance: float = 0, hint: s
     if isinstance(expected, str):
         answer, expected = str(answer).strip().lower(), expected.lower()
     if _difference(answer, expected, tolerance):
+        if isinstance(answer, str) and isinstance(expected, int | float):
+            hint = "the answer is a number, so write it without quotes"
         return _report(number, "not yet", f"{_show(answer)} is not it", hint and f"hint: {hint}")
     _report(number, "correct")
 
@@ -116,7 +118,7 @@ def _difference(got: Any, expected: Any, tolerance: float = 0) -> str:
         else:
             same = got == expected
         return "" if same else both
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         return both  # got is of a kind that cannot be compared
 
 

@@ -37,10 +37,10 @@ def resize_weights(size: int, scale: float, antialias: bool = True) -> tuple[Ten
     stretch = 1 / scale if antialias and scale < 1 else 1.0
     out = math.ceil(size * scale)
     # Pixel centres lie at half-integers, and both images cover the same extent.
-    centre = (torch.arange(out, dtype=torch.float64) + 0.5) / scale - 0.5
+    centre = (torch.arange(out, dtype=torch.float64, device="cpu") + 0.5) / scale - 0.5
     taps = math.ceil(4 * stretch) + 2
     first = torch.floor(centre - 2 * stretch).long()
-    index = first[:, None] + torch.arange(taps)
+    index = first[:, None] + torch.arange(taps, device="cpu")
     weight = cubic((centre[:, None] - index) / stretch)
     weight = weight / weight.sum(dim=1, keepdim=True)
     mirrored = index % (2 * size)

@@ -191,6 +191,8 @@ def icnr_(
         raise ValueError(
             f"{weight.shape[0]} output channels do not divide by factor**2 = {factor**2}"
         )
+    if weight.is_meta:  # nothing to fill; to normal_ it would import the compiler, for seconds
+        return weight
     kernels = init(weight.new_empty(weight.shape[0] // factor**2, *weight.shape[1:]))
     return weight.copy_(kernels.repeat_interleave(factor**2, dim=0))
 
@@ -216,7 +218,7 @@ class BicubicSkip(nn.Module):
         # The taps of the middle one of five pixels: nothing there is mirrored.
         index, weight = resize_weights(5, scale)
         rows = slice(2 * scale, 3 * scale)
-        taps = torch.zeros(scale, 5, dtype=weight.dtype).scatter_add_(1, index[rows], weight[rows])
+        taps = weight.new_zeros(scale, 5).scatter_add_(1, index[rows], weight[rows])
         kernel = torch.einsum("iy,jx->ijyx", taps, taps).reshape(scale**2, 1, 5, 5)
         self.register_buffer("kernel", kernel.float(), persistent=False)
 

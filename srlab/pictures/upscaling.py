@@ -92,15 +92,26 @@ def prepare(model: str | Path | nn.Module, device: str = "auto") -> nn.Module:
         SrlabError: no such model or device.
     """
     network = model if isinstance(model, nn.Module) else zoo.load(model)
+    place = usable(device)
+    return polyphase(fold(network)).eval().to(place, memory_format=torch.channels_last)
+
+
+def usable(device: str) -> str:
+    """The device's name; for ``auto`` the best one here.
+
+    Raises:
+        SrlabError: no such device.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if torch.backends.mps.is_available():
             device = "mps"
     try:
-        return polyphase(fold(network)).eval().to(device, memory_format=torch.channels_last)
+        torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         why = str(error).splitlines()[0]
         raise UpscaleError(f"device {device} cannot be used ({why}): try cpu.") from error
+    return device
 
 
 @torch.inference_mode()

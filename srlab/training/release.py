@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from srlab.data.datasets import find, status
+from srlab.errors import SrlabError
 from srlab.evaluation import protocol
 from srlab.models import released, zoo
 from srlab.models.generators import fold
@@ -47,8 +48,14 @@ def export(
 
     Raises:
         CheckpointError: the folder holds no complete run.
-        SrlabError: ``start`` is a generator of another architecture.
+        SrlabError: ``start`` is a generator of another architecture, or ``file`` is not a place
+            for weights.
     """
+    file = Path(file)
+    if file.suffix != ".safetensors":
+        raise SrlabError(f"{file} does not end in .safetensors, the format of the weights.")
+    if file.parent.resolve() == Path(run).resolve():
+        raise SrlabError(f"{file} lies among the run's own files: name another folder.")
     _, info = load_checkpoint(run / CHECKPOINT)
     notes = {"trained_on": trained_on, "steps": info["step"], "config": info["config"]}
     generator = zoo.load(run)
