@@ -17,15 +17,30 @@ from srlab.errors import SrlabError, require
 from srlab.files import only_here, printable
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Super-resolution GANs: data, training, evaluation, and the course around them.",
 )
 course_app = typer.Typer(no_args_is_help=True, help="The course's chapters.")
 app.add_typer(course_app, name="course")
 bench_app = typer.Typer(invoke_without_command=True, help="Measure this machine.")
 app.add_typer(bench_app, name="bench")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import srlab
+
+        print(f"srlab {srlab.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Super-resolution GANs: data, training, evaluation, and the course around them."""
 
 
 @app.command()
@@ -176,7 +191,7 @@ def train(
         float,
         typer.Option(help="Draw crops by detail with this exponent; 0: every place alike."),
     ] = 0.5,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Of fresh weights and of the crops' order.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     engine: Annotated[
         str,
@@ -189,9 +204,11 @@ def train(
         str | None,
         typer.Option(help="The learning rate after warm-up: cosine (default, to 0) or constant."),
     ] = None,
-    log_every: int = 20,
+    log_every: Annotated[int, typer.Option(help="Steps between two lines of log.csv.")] = 20,
     validate_every: Annotated[int, typer.Option(help="A multiple of --log-every.")] = 100,
-    checkpoint_every: int = 500,
+    checkpoint_every: Annotated[
+        int, typer.Option(help="Steps between two checkpoints; 0: only at the end.")
+    ] = 500,
 ) -> None:
     """Train a generator, or go on with a run that was stopped.
 
@@ -471,6 +488,7 @@ def upscale(
     """Upscale pictures, however large: photo.jpg becomes photo_x4.jpg, photos/ photos_x4/.
 
     EXIF orientation is applied; ICC profile, transparency, grey and 16 bits (PNG, TIFF) are kept.
+    Of an animation or of several pages, the first picture is taken.
     """
     from srlab.pictures.jobs import STREAM, plan, run
     from srlab.pictures.upscaling import prepare

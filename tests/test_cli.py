@@ -1,5 +1,6 @@
 """The command line as a user meets it: what it prints, and one line when something is wrong."""
 
+import importlib.metadata
 import os
 import signal
 import subprocess
@@ -58,6 +59,11 @@ def test_import_is_cheap():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(out.stdout) < 1
+
+
+def test_version_is_that_of_the_installed_package(run):
+    status, out, _ = run("--version")
+    assert (status, out) == (0, f"srlab {importlib.metadata.version('srlab')}\n")
 
 
 def test_datasets_lists_every_set(run):
