@@ -54,19 +54,14 @@ def fetch(
     """Download an image set, check it and unpack it; or download the weights of VGG or LPIPS."""
     from srlab.data import datasets
 
-    if name in ("vgg16", "vgg19"):
-        from srlab.models import vgg
-
-        if into:
-            raise SrlabError(f"{name} always goes where torch keeps its weights: leave out --into.")
-        print(f"{name}: {vgg.PRETRAINED[name].fetch()}")
-        return
-    if name.startswith("lpips-"):
+    if name in ("vgg16", "vgg19") or name.startswith("lpips-"):
         from srlab.evaluation import perceptual
+        from srlab.models.vgg import PRETRAINED
 
         if into:
             raise SrlabError(f"{name} always goes where torch keeps its weights: leave out --into.")
-        print(f"{name}: {perceptual.fetch(name.removeprefix('lpips-'))}")
+        vgg, lpips = PRETRAINED.get(name), name.removeprefix("lpips-")
+        print(f"{name}: {vgg.fetch() if vgg else perceptual.fetch(lpips)}")
         return
     files = datasets.fetch(name, into)
     print(f"{name}: {len(files)} images in {files[0].parent}")
@@ -219,18 +214,15 @@ def train(
     given = _profile(profile, game=recipe.is_game)
     data = data or [given.get("train_set", "photos")]
     validate = validate or given.get("valid_set", "photos-valid")
-    names = {
-        "loss": "content" if recipe.is_game else "loss",
-        "lr": "generator_lr" if recipe.is_game else "lr",
-    }
+    pixel, rate = ("content", "generator_lr") if recipe.is_game else ("loss", "lr")
     if critic_lr is not None and not recipe.is_game:
         raise SrlabError(f"--critic-lr: {model} has no critic.")
     chosen: dict[str, Any] = {
         "steps": given.get("steps", 1000) if steps is None else steps,
         "batch_size": given.get("batch_size") if batch_size is None else batch_size,
         "patch_size": given.get("patch_size", 24) if patch_size is None else patch_size,
-        names["loss"]: loss,
-        names["lr"]: lr,
+        pixel: loss,
+        rate: lr,
         "critic_lr": critic_lr,
         "warmup_steps": warmup_steps,
         "schedule": schedule,
@@ -346,9 +338,8 @@ def export(
 
     if share != 1 and start is None:
         raise SrlabError("--share needs --start: the network on whose way to the run's it lies.")
-    notes = write(
-        run, file, start=start, share=share, trained_on=trained_on, half=half, progress=True
-    )
+    how: dict[str, Any] = {"start": start, "share": share, "trained_on": trained_on, "half": half}
+    notes = write(run, file, **how, progress=True)
     print(f"wrote {file} ({file.stat().st_size / 1e6:.2f} MB) and its log: {notes}")
 
 
@@ -376,11 +367,12 @@ def evaluate(
 
     MODEL may be another project's network, too: a .safetensors or .pth file that spandrel knows.
     """
+    from srlab.data.datasets import find
     from srlab.evaluation import perceptual, protocol, scores
     from srlab.evaluation.distribution import PatchFrechet
     from srlab.models import zoo
 
-    files = _find(dataset)
+    files = find(dataset)
     generator = zoo.load(model)
     shave = generator.scale if shave is None else shave
     try:
@@ -484,7 +476,7 @@ def upscale(
             if not o.error:
                 size = f"{o.width} x {o.height} pixels, {o.seconds:.1f} s"
                 print(printable(f"{o.source} -> {o.target} ({size})"))
-    if failed and len(outcomes) == 1:
+    if len(failed) == len(outcomes) == 1:
         raise SrlabError(failed[0].error)
     if failed:
         reasons = "".join(f"\n  {outcome.error}" for outcome in failed)
@@ -633,12 +625,6 @@ def _profile(name: str | None, game: bool) -> dict[str, Any]:
     return values | {"steps": values["adversarial_steps" if game else "pretrain_steps"]}
 
 
-def _find(name: str) -> list[Path]:
-    from srlab.data.datasets import find
-
-    return find(name)
-
-
 def _alone(out: Path | None) -> AbstractContextManager[None]:
     """Only one process at a time measures for this file."""
     return only_here(out.parent, "a benchmark", f".{out.name}.lock") if out else nullcontext()
@@ -661,19 +647,13 @@ def main() -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
-    except SrlabError as error:
-        print(f"srlab: {printable(error)}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        why = error.strerror or error
-        advice = "make room there, or name another place"
-        print(f"srlab: {printable(f'{where}{why}')}: {advice}.", file=sys.stderr)
+    except (SrlabError, OSError) as error:
+        why: object = error
+        if isinstance(error, OSError):
+            where = f"{error.filename}: " if error.filename else ""
+            why = f"{where}{error.strerror or error}: make room there, or name another place."
+        print(f"srlab: {printable(why)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("srlab: interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()
