@@ -15,12 +15,7 @@ from torch import Tensor, nn
 from srlab.files import only_here
 from srlab.models.zoo import describe, load_weights
 from srlab.training.config import AdversarialConfig, PretrainConfig
-from srlab.training.engine import (
-    Engine,
-    keep_own_kernels,
-    mean_over_processes,
-    threads_for,
-)
+from srlab.training.engine import Engine, keep_own_kernels, mean_over_processes, threads_for
 from srlab.training.monitor import Monitor, stop_signal
 from srlab.training.optim import match_layout
 from srlab.training.state import CheckpointError, load_checkpoint, save_checkpoint, writing
@@ -92,15 +87,10 @@ class Run:
         for name, told in (("data", "contents"), ("seed", "seed")):  # a benchmark's bank tells none
             self.settings[name] = getattr(parts["bank"], told, None)
         self.monitor = Monitor(
-            self.folder,
-            metrics,
-            config.log_every,
-            config.steps,
-            config.batch_size * fabric.world_size,
-            progress and self.writes,
-            writes=self.writes,
-            mean=partial(mean_over_processes, fabric),
-        )
+            self.folder, metrics, config.log_every, config.steps,
+            config.batch_size * fabric.world_size, progress and self.writes,
+            writes=self.writes, mean=partial(mean_over_processes, fabric),
+        )  # fmt: skip
 
     def __enter__(self) -> "Run":
         with ExitStack() as held:  # let go of if anything fails here
@@ -194,11 +184,7 @@ class Run:
             state["cuda_random"] = torch.cuda.get_rng_state(self.fabric.device)
         state["pending"] = [] if pending is None else [*pending]
         state["banks"] = banks
-        info = {
-            "step": step,
-            "config": self.settings,
-            "model": self.model,
-        }
+        info = {"step": step, "config": self.settings, "model": self.model}
         save_checkpoint(self.path, state, info)
 
     def _agreed(self, step: int, stop: bool) -> bool:
