@@ -322,26 +322,16 @@ def importance(
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize")
-    kinds = {name: _distribution(allowed) for name, allowed in ranges.items()}
     for setting, score in zip(settings, scores, strict=True):
-        chosen = {name: setting[name] for name in ranges}
-        study.add_trial(optuna.create_trial(params=chosen, distributions=kinds, value=score))
+        drawn = optuna.trial.FixedTrial(dict(setting))
+        suggest(drawn, ranges)
+        kinds = drawn.distributions
+        study.add_trial(optuna.create_trial(params=drawn.params, distributions=kinds, value=score))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=share)
         shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {name: shares[name] for name in ranges}
-
-
-def _distribution(allowed: Mapping[str, Any] | Sequence[Any]) -> Any:
-    from optuna import distributions
-
-    if not isinstance(allowed, Mapping):
-        return distributions.CategoricalDistribution(list(allowed))
-    low, high, log = allowed["low"], allowed["high"], bool(allowed.get("log", False))
-    if isinstance(low, int) and isinstance(high, int):
-        return distributions.IntDistribution(low, high, log=log)
-    return distributions.FloatDistribution(low, high, log=log)
 
 
 def rank_correlation(
