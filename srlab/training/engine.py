@@ -99,15 +99,11 @@ class Engine:
 
 @dataclass(frozen=True)
 class Choice:
-    """A precision and the tricks that go with it."""
+    """A precision, the tricks that go with it, and the devices where they are worth trying."""
 
     precision: str
     engine: Engine
     devices: tuple[str, ...] = ("cpu", "cuda", "mps")
-
-    def suits(self, device: torch.device) -> bool:
-        """Whether it is worth trying there."""
-        return device.type in self.devices
 
 
 # By name, for `srlab train --engine`; "auto" takes the fastest. Each adds to the one before. (The

@@ -127,20 +127,16 @@ class Monitor:
         means = values.mean(dim=0).tolist()
         row = dict(zip(self.names, means, strict=True)) | self.extra
         if self.writes:
-            self._write_row(step, row)
+            with writing(self.path), open(self.path, "a", newline="") as file:
+                cells = {name: f"{value:.6g}" for name, value in row.items()}
+                csv.DictWriter(file, self.columns).writerow({"step": step} | cells)
+        if self.board:
+            for name, value in row.items():
+                self.board.add_scalar(name, value, step)
         self.pending, self.extra = [], {}
         speed = (step - self.start) * self.patches_per_step / (time.perf_counter() - self.begin)
         shown = {k: f"{row[k]:.4g}" for k in list(row)[-3:]}
         self.bar.set_postfix({"patches/s": f"{speed:.0f}"} | shown, refresh=False)
-
-    def _write_row(self, step: int, row: dict[str, float]) -> None:
-        with writing(self.path), open(self.path, "a", newline="") as file:
-            csv.DictWriter(file, self.columns).writerow(
-                {"step": step} | {k: f"{v:.6g}" for k, v in row.items()}
-            )
-        if self.board:
-            for name, value in row.items():
-                self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
         self.bar.close()
