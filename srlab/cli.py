@@ -46,8 +46,7 @@ def datasets() -> None:
 @app.command()
 def fetch(
     name: Annotated[
-        str,
-        typer.Argument(help="A set's name (`srlab datasets`), vgg16, vgg19 or lpips-alex."),
+        str, typer.Argument(help="A set's name (`srlab datasets`), vgg16, vgg19 or lpips-alex.")
     ],
     into: Annotated[Path | None, typer.Option(help="Folder to put it in; default: data/.")] = None,
 ) -> None:
@@ -119,8 +118,7 @@ def train(
         ),
     ] = None,
     profile: Annotated[
-        str | None,
-        typer.Option(help="Take data, sizes and steps from this profile of the course."),
+        str | None, typer.Option(help="Take data, sizes and steps from this profile of the course.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/MODEL.")] = None,
     init: Annotated[
@@ -151,8 +149,7 @@ def train(
         typer.Option(help="Games: perceptual loss by vgg19-slim (default), vgg16 or vgg19."),
     ] = None,
     texture: Annotated[
-        bool,
-        typer.Option(help="Games, with vgg16 or vgg19: compare the strength of texture, too."),
+        bool, typer.Option(help="Games, with vgg16 or vgg19: compare the strength of texture, too.")
     ] = True,
     critic: Annotated[
         str | None,
@@ -168,14 +165,12 @@ def train(
         int, typer.Option(help="Games: channels of the critic's first layer.")
     ] = 64,
     detail: Annotated[
-        float,
-        typer.Option(help="Draw crops by detail with this exponent; 0: every place alike."),
+        float, typer.Option(help="Draw crops by detail with this exponent; 0: every place alike.")
     ] = 0.5,
     seed: int = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     engine: Annotated[
-        str,
-        typer.Option(help="auto (measured), plain, fp32, bf16, bf16-compiled, bf16-graphs."),
+        str, typer.Option(help="auto (measured), plain, fp32, bf16, bf16-compiled, bf16-graphs.")
     ] = "auto",
     warmup_steps: Annotated[
         int | None, typer.Option(help="Steps of rising learning rate; default 20.")
@@ -355,8 +350,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
     tile: Annotated[int, typer.Option(help="Side of a tile in LR pixels.")] = 256,
     lpips: Annotated[
-        bool,
-        typer.Option("--lpips", help="Also LPIPS; on AlexNet after `srlab fetch lpips-alex`."),
+        bool, typer.Option("--lpips", help="Also LPIPS; on AlexNet after `srlab fetch lpips-alex`.")
     ] = False,
     frechet: Annotated[
         bool,
@@ -443,8 +437,7 @@ def upscale(
         str | None, typer.Option(help="png, jpeg, webp or tiff; default: as the source.")
     ] = None,
     quality: Annotated[
-        int | None,
-        typer.Option(help="Of JPEG (default 95) or WebP (default: lossless), 1 to 100."),
+        int | None, typer.Option(help="Of JPEG (default 95) or WebP (default: lossless), 1 to 100.")
     ] = None,
     tile: Annotated[int, typer.Option(help="Side of a tile in pixels of the source.")] = 192,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
