@@ -340,19 +340,16 @@ def _unpack(archive: Path, sets: Sequence[ImageSet], progress: bool) -> None:
                         f"{archive} holds {found} of the {image_set.count} images of "
                         f"{image_set.name} in {image_set.member}: delete it and fetch again."
                     )
-                _move_in(folder, archive.parent / folder.name)
+                final = archive.parent / folder.name
+                if final.exists():  # incomplete: fill it up, take nothing away
+                    for file in folder.iterdir():
+                        file.replace(final / file.name)
+                else:
+                    folder.replace(final)
     except (zipfile.BadZipFile, tarfile.TarError) as error:
         raise DatasetError(f"{archive} cannot be unpacked ({error}): delete it.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _move_in(folder: Path, final: Path) -> None:
-    if final.exists():  # incomplete: fill it up, take nothing away
-        for file in folder.iterdir():
-            file.replace(final / file.name)
-    else:
-        folder.replace(final)
 
 
 def _require_safe(archive: Path, members: Sequence[_Member]) -> None:
