@@ -123,13 +123,8 @@ def _write_png(
 def _paeth(rows: np.ndarray, above: np.ndarray, step: int) -> np.ndarray:
     """PNG's filter 4 (ISO/IEC 15948, 9.4): each byte less the neighbour that predicts it best.
 
-    Args:
-        rows: (n, bytes) uint8.
-        above: (1, bytes) the row before them, zero at the top of the picture.
-        step: bytes a pixel.
-
-    Returns:
-        (n, 1 + bytes) uint8; the first byte of a row names the filter.
+    (n, bytes) uint8, of ``step`` bytes a pixel, and the row above them, (1, bytes), zero at the top
+    of the picture -> (n, 1 + bytes); the first byte of a row names the filter.
     """
     up = np.concatenate([above, rows[:-1]])
     left, corner = (np.pad(x[:, :-step], ((0, 0), (step, 0))) for x in (rows, up))
