@@ -199,7 +199,7 @@ def train(
     from srlab.data.bank import PatchBank
     from srlab.data.datasets import find, training_files
     from srlab.training import budget, recipes
-    from srlab.training.engine import ENGINES, default_fabric, mean_over_processes
+    from srlab.training.engine import ENGINES, default_fabric
 
     if steps is not None and minutes is not None:
         raise SrlabError("--steps and --minutes cannot be combined: give one of them.")
@@ -263,7 +263,7 @@ def train(
             sys.exit(128 + tried.signal)
 
     def agree(mine: float) -> float:
-        return float(mean_over_processes(fabric, torch.tensor(mine, device=fabric.device)))
+        return float(fabric.all_reduce(torch.tensor(mine, device=fabric.device)))
 
     with only_here(folder, "a training") if speaks else nullcontext():
         plan = budget.make(

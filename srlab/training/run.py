@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from srlab.files import only_here
 from srlab.models.zoo import describe, load_weights
 from srlab.training.config import AdversarialConfig, PretrainConfig
-from srlab.training.engine import Engine, keep_own_kernels, mean_over_processes, threads_for
+from srlab.training.engine import Engine, keep_own_kernels, threads_for
 from srlab.training.monitor import Monitor, stop_signal
 from srlab.training.optim import match_layout
 from srlab.training.state import CheckpointError, load_checkpoint, save_checkpoint, writing
@@ -89,7 +88,7 @@ class Run:
         self.monitor = Monitor(
             self.folder, metrics, config.log_every, config.steps,
             config.batch_size * fabric.world_size, progress and self.writes,
-            writes=self.writes, mean=partial(mean_over_processes, fabric),
+            writes=self.writes, mean=fabric.all_reduce,
         )  # fmt: skip
 
     def __enter__(self) -> "Run":
@@ -110,7 +109,7 @@ class Run:
             self.parts["bank"].generator.manual_seed(self.settings["seed"] + rank)
         self.start, pending = self._resume() if self.path.is_file() else (0, [])
         start = torch.tensor(float(self.start), device=self.fabric.device)
-        if self.fabric.world_size > 1 and self.fabric.all_reduce(start) != self.start:
+        if self.fabric.all_reduce(start) != self.start:
             raise CheckpointError(
                 f"not every process finds the same checkpoint in {self.folder}: all machines of a "
                 "run need one folder that they share."
