@@ -3,13 +3,13 @@
 import base64
 import io
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from srlab.course import paths
 from srlab.course.run import run_course
+from srlab.files import write_text
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -45,10 +45,7 @@ def store(executed: Path, original: Path) -> None:
     import nbformat
 
     notebook = normalised(nbformat.read(executed, as_version=4))
-    with tempfile.NamedTemporaryFile("w", suffix=".ipynb", dir=original.parent, delete=False) as f:
-        nbformat.write(notebook, f)
-    Path(f.name).replace(original)
-    original.chmod(0o644)
+    write_text(original, nbformat.writes(notebook) + "\n")
 
 
 def normalised(notebook: Any) -> Any:

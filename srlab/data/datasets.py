@@ -277,7 +277,6 @@ def fetch(name: str, into: str | Path | None = None, progress: bool = True) -> l
         raise _absent(image_set, folder, len(images))
     root, shared = roots[0], [s for s in DATASETS.values() if s.url == image_set.url]
     try:
-        root.mkdir(parents=True, exist_ok=True)
         with only_here(root, "a download"):
             archive = root / PurePosixPath(image_set.url).name
             download(image_set.url, archive, image_set.checksum, progress)

@@ -105,7 +105,6 @@ class Pretrained:
                 half-made is left under the final name.
         """
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
             download(self.url, self.file, self.checksum, progress)
         except OSError as error:
             why = error.strerror or error

@@ -82,9 +82,8 @@ class Run:
         self.validating = 0.0  # seconds spent so far
         self.path = self.folder / CHECKPOINT
         self.model = describe(parts["generator"])  # a generator that cannot be described fails now
-        self.settings = {"kind": type(config).__name__} | asdict(config)
-        for name, told in (("data", "contents"), ("seed", "seed")):  # a benchmark's bank tells none
-            self.settings[name] = getattr(parts["bank"], told, None)
+        crops = {"data": parts["bank"].contents, "seed": parts["bank"].seed}
+        self.settings = {"kind": type(config).__name__} | asdict(config) | crops
         self.monitor = Monitor(
             self.folder, metrics, config.log_every, config.steps,
             config.batch_size * fabric.world_size, progress and self.writes,
