@@ -9,14 +9,17 @@ class ConfigError(SrlabError, ValueError):
     """A setting that no run can have."""
 
 
+@dataclass(frozen=True)
 class _Config:
-    """What both kinds of training have in common."""
+    """What both kinds of training have in common; see :class:`PretrainConfig`."""
 
-    batch_size: int
-    patch_size: int
-    ema_decay: float
-    log_every: int
-    validate_every: int
+    steps: int = 1000
+    batch_size: int = 16
+    patch_size: int = 24
+    ema_decay: float = 0.999
+    log_every: int = 20
+    validate_every: int = 100
+    checkpoint_every: int = 500
 
     @property
     def lr_shape(self) -> tuple[int, int, int, int]:
@@ -65,19 +68,12 @@ class PretrainConfig(_Config):
         checkpoint_every: steps between checkpoints; there is always one after the last step.
     """
 
-    steps: int = 1000
-    batch_size: int = 16
-    patch_size: int = 24
     loss: str = "l1"
     optimizer: str = "adam"
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_steps: int = 20
     schedule: str = "cosine"
-    ema_decay: float = 0.999
-    log_every: int = 20
-    validate_every: int = 100
-    checkpoint_every: int = 500
 
     def __post_init__(self):
         self._check("lr", loss=("l1", "mse"), optimizer=("adam", "muon"))
@@ -114,9 +110,6 @@ class AdversarialConfig(_Config):
     The other fields mean what they mean in :class:`PretrainConfig`.
     """
 
-    steps: int = 1000
-    batch_size: int = 16
-    patch_size: int = 24
     content: str = "mse"
     content_weight: float = 1.0
     perceptual_weight: float = 0.0
@@ -136,10 +129,6 @@ class AdversarialConfig(_Config):
     max_grad_norm: float | None = None
     warmup_steps: int = 0
     schedule: str = "constant"
-    ema_decay: float = 0.999
-    log_every: int = 20
-    validate_every: int = 100
-    checkpoint_every: int = 500
 
     def __post_init__(self):
         self._check(
