@@ -206,7 +206,12 @@ def train(
     recipe = recipes.find(model)
     if critic is not None:
         recipe = recipes.with_critic(recipe, critic)
-    given = _profile(profile, game=recipe.is_game)
+    given: dict[str, Any] = {}
+    if profile is not None:
+        from srlab.course.settings import read_profile
+
+        given = read_profile(profile)
+        given["steps"] = given["adversarial_steps" if recipe.is_game else "pretrain_steps"]
     data = data or [given.get("train_set", "photos")]
     validate = validate or given.get("valid_set", "photos-valid")
     pixel, rate = ("content", "generator_lr") if recipe.is_game else ("loss", "lr")
@@ -606,16 +611,6 @@ def _parameters(pairs: list[str]) -> dict[str, Any]:
             raise SrlabError(f"-p {pair}: write NAME=VALUE.")
         parsed[name] = read_yaml(value)
     return parsed
-
-
-def _profile(name: str | None, game: bool) -> dict[str, Any]:
-    """A profile's values, with ``steps`` those of a game or of a pre-training."""
-    if name is None:
-        return {}
-    from srlab.course.settings import read_profile
-
-    values = read_profile(name)
-    return values | {"steps": values["adversarial_steps" if game else "pretrain_steps"]}
 
 
 def _alone(out: Path | None) -> AbstractContextManager[None]:
