@@ -61,27 +61,21 @@ def datasets() -> None:
 @app.command()
 def fetch(
     name: Annotated[
-        str,
-        typer.Argument(help="A set's name (`srlab datasets`), vgg16, vgg19 or lpips-alex."),
+        str, typer.Argument(help="A set's name (`srlab datasets`), vgg16, vgg19 or lpips-alex.")
     ],
     into: Annotated[Path | None, typer.Option(help="Folder to put it in; default: data/.")] = None,
 ) -> None:
     """Download an image set, check it and unpack it; or download the weights of VGG or LPIPS."""
     from srlab.data import datasets
 
-    if name in ("vgg16", "vgg19"):
-        from srlab.models import vgg
-
-        if into:
-            raise SrlabError(f"{name} always goes where torch keeps its weights: leave out --into.")
-        print(f"{name}: {vgg.PRETRAINED[name].fetch()}")
-        return
-    if name.startswith("lpips-"):
+    if name in ("vgg16", "vgg19") or name.startswith("lpips-"):
         from srlab.evaluation import perceptual
+        from srlab.models.vgg import PRETRAINED
 
         if into:
             raise SrlabError(f"{name} always goes where torch keeps its weights: leave out --into.")
-        print(f"{name}: {perceptual.fetch(name.removeprefix('lpips-'))}")
+        vgg, lpips = PRETRAINED.get(name), name.removeprefix("lpips-")
+        print(f"{name}: {vgg.fetch() if vgg else perceptual.fetch(lpips)}")
         return
     files = datasets.fetch(name, into)
     print(f"{name}: {len(files)} images in {files[0].parent}")
@@ -139,8 +133,7 @@ def train(
         ),
     ] = None,
     profile: Annotated[
-        str | None,
-        typer.Option(help="Take data, sizes and steps from this profile of the course."),
+        str | None, typer.Option(help="Take data, sizes and steps from this profile of the course.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/MODEL.")] = None,
     init: Annotated[
@@ -171,8 +164,7 @@ def train(
         typer.Option(help="Games: perceptual loss by vgg19-slim (default), vgg16 or vgg19."),
     ] = None,
     texture: Annotated[
-        bool,
-        typer.Option(help="Games, with vgg16 or vgg19: compare the strength of texture, too."),
+        bool, typer.Option(help="Games, with vgg16 or vgg19: compare the strength of texture, too.")
     ] = True,
     critic: Annotated[
         str | None,
@@ -188,14 +180,12 @@ def train(
         int, typer.Option(min=1, help="Games: channels of the critic's first layer.")
     ] = 64,
     detail: Annotated[
-        float,
-        typer.Option(help="Draw crops by detail with this exponent; 0: every place alike."),
+        float, typer.Option(help="Draw crops by detail with this exponent; 0: every place alike.")
     ] = 0.5,
     seed: Annotated[int, typer.Option(help="Of fresh weights and of the crops' order.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     engine: Annotated[
-        str,
-        typer.Option(help="auto (measured), plain, fp32, bf16, bf16-compiled, bf16-graphs."),
+        str, typer.Option(help="auto (measured), plain, fp32, bf16, bf16-compiled, bf16-graphs.")
     ] = "auto",
     warmup_steps: Annotated[
         int | None, typer.Option(help="Steps of rising learning rate; default 20.")
@@ -227,28 +217,30 @@ def train(
     from srlab.data.datasets import find, training_files
     from srlab.training import budget, recipes
     from srlab.training.config import AdversarialConfig, PretrainConfig
-    from srlab.training.engine import ENGINES, default_fabric, mean_over_processes
+    from srlab.training.engine import ENGINES, default_fabric
 
     if steps is not None and minutes is not None:
         raise SrlabError("--steps and --minutes cannot be combined: give one of them.")
     recipe = recipes.find(model)
     if critic is not None:
         recipe = recipes.with_critic(recipe, critic)
-    given = _profile(profile, game=recipe.is_game)
+    given: dict[str, Any] = {}
+    if profile is not None:
+        from srlab.course.settings import read_profile
+
+        given = read_profile(profile)
+        given["steps"] = given["adversarial_steps" if recipe.is_game else "pretrain_steps"]
     data = data or [given.get("train_set", "photos")]
     validate = validate or given.get("valid_set", "photos-valid")
-    names = {
-        "loss": "content" if recipe.is_game else "loss",
-        "lr": "generator_lr" if recipe.is_game else "lr",
-    }
+    pixel, rate = ("content", "generator_lr") if recipe.is_game else ("loss", "lr")
     if critic_lr is not None and not recipe.is_game:
         raise SrlabError(f"--critic-lr: {model} has no critic.")
     chosen: dict[str, Any] = {
         "steps": given.get("steps", 1000) if steps is None else steps,
         "batch_size": given.get("batch_size") if batch_size is None else batch_size,
         "patch_size": given.get("patch_size", 24) if patch_size is None else patch_size,
-        names["loss"]: loss,
-        names["lr"]: lr,
+        pixel: loss,
+        rate: lr,
         "critic_lr": critic_lr,
         "warmup_steps": warmup_steps,
         "schedule": schedule,
@@ -259,18 +251,18 @@ def train(
     chosen = {name: value for name, value in chosen.items() if value is not None}
     # What no run can have is told before hundreds of pictures are decoded.
     (AdversarialConfig if recipe.is_game else PretrainConfig)(**{**recipe.settings, **chosen})
+    packed = any(map(stored.is_bank, data))
+    if packed and len(data) > 1:
+        raise SrlabError("--data: a folder made by `srlab pack` is given alone, not with others.")
+    held_out = find(validate)
+    files, shrink = ([], []) if packed else training_files(data)
     generator = _initial(init, model, recipe)
 
     fabric = default_fabric(device)
     speaks = fabric.global_rank == 0
-    held_out = find(validate)
-    packed = any(map(stored.is_bank, data))
-    if packed and len(data) > 1:
-        raise SrlabError("--data: a folder made by `srlab pack` is given alone, not with others.")
     if packed:
         bank = PatchBank.open(data[0], fabric.device, seed, detail)
     else:
-        files, shrink = training_files(data)
         if speaks:
             print(f"decoding {len(files)} images ...", flush=True)
         bank = PatchBank.from_files(
@@ -301,7 +293,7 @@ def train(
             sys.exit(128 + tried.signal)
 
     def agree(mine: float) -> float:
-        return float(mean_over_processes(fabric, torch.tensor(mine, device=fabric.device)))
+        return float(fabric.all_reduce(torch.tensor(mine, device=fabric.device)))
 
     with only_here(folder, "a training") if speaks else nullcontext():
         plan = budget.make(
@@ -371,9 +363,8 @@ def export(
 
     if share != 1 and start is None:
         raise SrlabError("--share needs --start: the network on whose way to the run's it lies.")
-    notes = write(
-        run, file, start=start, share=share, trained_on=trained_on, half=half, progress=True
-    )
+    how: dict[str, Any] = {"start": start, "share": share, "trained_on": trained_on, "half": half}
+    notes = write(run, file, **how, progress=True)
     print(f"wrote {file} ({file.stat().st_size / 1e6:.2f} MB) and its log: {notes}")
 
 
@@ -389,8 +380,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "cpu",
     tile: Annotated[int, typer.Option(help="Side of a tile in LR pixels.")] = 256,
     lpips: Annotated[
-        bool,
-        typer.Option("--lpips", help="Also LPIPS; on AlexNet after `srlab fetch lpips-alex`."),
+        bool, typer.Option("--lpips", help="Also LPIPS; on AlexNet after `srlab fetch lpips-alex`.")
     ] = False,
     frechet: Annotated[
         bool,
@@ -401,12 +391,13 @@ def evaluate(
 
     MODEL may be another project's network, too: a .safetensors or .pth file that spandrel knows.
     """
+    from srlab.data.datasets import find
     from srlab.evaluation import perceptual, protocol, scores
     from srlab.evaluation.distribution import PatchFrechet
     from srlab.models import zoo
     from srlab.pictures.upscaling import usable
 
-    files = _find(dataset)
+    files = find(dataset)
     generator, device = zoo.load(model), usable(device)
     shave = generator.scale if shave is None else shave
     try:
@@ -477,8 +468,7 @@ def upscale(
         str | None, typer.Option(help="png, jpeg, webp or tiff; default: as the source.")
     ] = None,
     quality: Annotated[
-        int | None,
-        typer.Option(help="Of JPEG (default 95) or WebP (default: lossless), 1 to 100."),
+        int | None, typer.Option(help="Of JPEG (default 95) or WebP (default: lossless), 1 to 100.")
     ] = None,
     tile: Annotated[int, typer.Option(help="Side of a tile in pixels of the source.")] = 192,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
@@ -511,7 +501,7 @@ def upscale(
             if not o.error:
                 size = f"{o.width} x {o.height} pixels, {o.seconds:.1f} s"
                 print(printable(f"{o.source} -> {o.target} ({size})"))
-    if failed and len(outcomes) == 1:
+    if len(failed) == len(outcomes) == 1:
         raise SrlabError(failed[0].error)
     if failed:
         reasons = "".join(f"\n  {outcome.error}" for outcome in failed)
@@ -652,22 +642,6 @@ def _parameters(pairs: list[str]) -> dict[str, Any]:
     return parsed
 
 
-def _profile(name: str | None, game: bool) -> dict[str, Any]:
-    """A profile's values, with ``steps`` those of a game or of a pre-training."""
-    if name is None:
-        return {}
-    from srlab.course.settings import read_profile
-
-    values = read_profile(name)
-    return values | {"steps": values["adversarial_steps" if game else "pretrain_steps"]}
-
-
-def _find(name: str) -> list[Path]:
-    from srlab.data.datasets import find
-
-    return find(name)
-
-
 def _alone(out: Path | None) -> AbstractContextManager[None]:
     """Only one process at a time measures for this file."""
     return only_here(out.parent, "a benchmark", f".{out.name}.lock") if out else nullcontext()
@@ -690,19 +664,13 @@ def main() -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
-    except SrlabError as error:
-        print(f"srlab: {printable(error)}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        why = error.strerror or error
-        advice = "make room there, or name another place"
-        print(f"srlab: {printable(f'{where}{why}')}: {advice}.", file=sys.stderr)
+    except (SrlabError, OSError) as error:
+        why: object = error
+        if isinstance(error, OSError):
+            where = f"{error.filename}: " if error.filename else ""
+            why = f"{where}{error.strerror or error}: make room there, or name another place."
+        print(f"srlab: {printable(why)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("srlab: interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()

@@ -43,7 +43,7 @@ def test_a_reduced_precision_never_wins(monkeypatch):
     torch.manual_seed(0)
     network = SRResNet(1, n_features=8).eval()
     torch.nn.init.normal_(network.tail.weight, std=0.1)  # at zero it would only be bicubic
-    monkeypatch.setattr(bench_upscale, "_seconds", lambda run, device: 1.0)
+    monkeypatch.setattr(bench_upscale, "seconds_of", lambda run, device: 1.0)
     lr = torch.rand(1, 3, 9, 11)
     (bf16,) = (t for name, t in time_engines(network, lr).items() if "bf16" in name)
     with torch.no_grad():

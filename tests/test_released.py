@@ -80,14 +80,14 @@ def test_a_file_that_was_put_there_is_refused_until_it_is_recorded(package, tmp_
     zoo.save(zoo.load("srresnet"), file)
     with pytest.raises(ChecksumError, match=r"mine\.safetensors is not listed in .*SHA256SUMS"):
         zoo.load("mine")
-    released.record(file, package)
+    released.record(file)
     zoo.load("mine")
-    released.check(package / "srresnet.safetensors", package)  # the others stay listed
+    released.check(package / "srresnet.safetensors")  # the others stay listed
 
 
 def test_files_elsewhere_need_no_entry(package, tmp_path):
     file = tmp_path / "own.safetensors"
     zoo.save(zoo.build("srresnet"), file)
-    released.record(file, package)
+    released.record(file)
     assert "own.safetensors" not in (package / "SHA256SUMS").read_text()
     zoo.load(file)

@@ -88,7 +88,7 @@ def test_two_processes_share_a_search_and_try_nothing_twice(tmp_path):
 
 
 def test_what_lies_below_the_median_at_its_step_is_pruned(tmp_path):
-    """Random heights, reported twice; the rule recomputed with numpy."""
+    """Heights, reported twice; the rule recomputed with numpy."""
 
     def objective(setting, folder, report):
         report(1, setting["x"])
@@ -96,7 +96,7 @@ def test_what_lies_below_the_median_at_its_step_is_pruned(tmp_path):
         return setting["x"]
 
     ranges = {"x": RANGES["x"]}
-    study = search(objective, ranges, tmp_path, trials=15, sampler="random", startup=4)
+    study = search(objective, ranges, tmp_path, trials=15, startup=4)
     complete = []
     for trial in study.trials:
         x = trial.params["x"]

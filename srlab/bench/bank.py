@@ -30,6 +30,8 @@ from srlab.data.images import read_image, write_image
 from srlab.files import write_text
 from srlab.models.generators import SRResNet
 
+LOADER = "PNG files, DataLoader with 2 workers, 32 -> 128"
+
 
 class PngCrops(Dataset):
     """What the bank is compared with: for each crop, open two PNG files, cut, turn and convert.
@@ -47,7 +49,7 @@ class PngCrops(Dataset):
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
         hr_file, lr_file = self.pairs[i % len(self.pairs)]
-        hr, lr = (_decode(f) for f in (hr_file, lr_file))
+        hr, lr = (_decode(file) for file in (hr_file, lr_file))
         p = self.patch_size
         y, x = (int(torch.randint(side - p + 1, ())) for side in lr.shape[1:])
         k = int(torch.randint(8, ()))
@@ -67,16 +69,12 @@ def run_bench(out: Path | None = None, quick: bool = False) -> dict[str, Any]:
     console = Console()
     console.print(machine)
     seconds = 0.5 if quick else 3.0
-    results: dict[str, float] = {}
-    results |= bank_speed(seconds)
-    results |= training_speed(2 if quick else 6)
+    results = bank_speed(seconds) | training_speed(2 if quick else 6)
     table = Table("what", "patches/s", header_style="bold")
     for name, value in results.items():
         table.add_row(name, f"{value:,.1f}" if value < 1000 else f"{value:,.0f}")
     console.print(table)
-    ratio = (
-        results["PatchBank, 32 -> 128"] / results["PNG files, DataLoader with 2 workers, 32 -> 128"]
-    )
+    ratio = results["PatchBank, 32 -> 128"] / results[LOADER]
     console.print(f"The bank is {ratio:.0f} times the loader that opens PNG files.")
     report = {"machine": machine, "patches_per_second": results}
     if out:
@@ -97,16 +95,14 @@ def bank_speed(seconds: float) -> dict[str, float]:
     bank = PatchBank.from_files(files)
     with tempfile.TemporaryDirectory() as folder:
         _sub_images(files, Path(folder))
-        loader = DataLoader(
-            PngCrops(Path(folder), 32, length=100_000), batch_size=16, num_workers=2
-        )
-        batches = iter(loader)
+        crops = PngCrops(Path(folder), 32, length=100_000)
+        batches = iter(DataLoader(crops, batch_size=16, num_workers=2))
         for _ in range(4):  # the workers start and fill their queues
             next(batches)
         loader_rate = _rate(lambda: next(batches), 16, seconds)
         batches = None  # ends the workers before their files go
     return {
-        "PNG files, DataLoader with 2 workers, 32 -> 128": loader_rate,
+        LOADER: loader_rate,
         "PatchBank, 32 -> 128": _rate(lambda: bank.batch(16, 32), 16, seconds),
         "PatchBank, 24 -> 96": _rate(lambda: bank.batch(16, 24), 16, seconds),
     }
@@ -124,7 +120,7 @@ def training_speed(repeats: int) -> dict[str, float]:
         generator = SRResNet(16).to(device, memory_format=memory_format)
         step = _training_step(generator, memory_format, dtype)
         step()
-        times = [_seconds(step, device) for _ in range(repeats)]
+        times = [seconds_of(step, device) for _ in range(repeats)]
         results[f"training SRResNet-16, batch 16, {label}"] = 16 / statistics.median(times)
     return results
 
@@ -147,11 +143,13 @@ def _training_step(
     return step
 
 
-def _seconds(step: Callable[[], Any], device: str) -> float:
+def seconds_of(run: Callable[[], Any], device: str) -> float:
+    """What a function takes once, work that it leaves to a GPU included."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    wait()
     begin = time.perf_counter()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    run()
+    wait()
     return time.perf_counter() - begin
 
 
@@ -164,9 +162,9 @@ def _rate(batch: Callable[[], Any], size: int, seconds: float) -> float:
     return count / spent
 
 
-def _sub_images(files: list[Path], folder: Path, side: int = 480) -> None:
+def _sub_images(files: list[Path], folder: Path) -> None:
     """HR tiles of 480 x 480 and their LR images as PNG files."""
-    n = 0
+    n, side = 0, 480
     for file in files:
         image = read_image(file)
         for y in range(0, image.shape[1] - side + 1, side):

@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -63,33 +64,22 @@ class Timing:
     problem: str = ""
 
 
-class Constant:
+def delivering(bank: PatchBank, batch: Callable[..., tuple[Tensor, Tensor]]) -> PatchBank:
+    """A copy of a bank, with another function for its method ``batch``."""
+    other = copy(bank)
+    other.batch = batch  # type: ignore[method-assign]
+    return other
+
+
+def constant(bank: PatchBank, batch_size: int, patch_size: int) -> PatchBank:
     """A bank that hands out the same batch for ever: training as if data cost nothing."""
-
-    def __init__(self, bank: PatchBank, batch_size: int, patch_size: int):
-        self.pair = bank.batch(batch_size, patch_size)
-        self.generator = torch.Generator()
-
-    def batch(self, *_: Any) -> tuple[Tensor, Tensor]:
-        return self.pair
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"random": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.generator.set_state(state["random"])
+    pair = bank.batch(batch_size, patch_size)
+    return delivering(bank, lambda *_: pair)
 
 
-class RowByRow:
+def row_by_row(bank: PatchBank) -> PatchBank:
     """A bank whose crops lie channel by channel, row by row, as most loaders deliver them."""
-
-    def __init__(self, bank: Any):
-        self.bank, self.generator = bank, bank.generator
-        self.state_dict, self.load_state_dict = bank.state_dict, bank.load_state_dict
-
-    def batch(self, *shape: Any) -> tuple[Tensor, Tensor]:
-        lr, hr = self.bank.batch(*shape)
-        return lr.contiguous(), hr.contiguous()
+    return delivering(bank, lambda *shape: tuple(x.contiguous() for x in bank.batch(*shape)))
 
 
 def run_bench_train(
@@ -143,11 +133,9 @@ def run_bench_train(
         torch.compiler.reset()  # past dynamo's limit of recompilations it goes eager in silence
         timing = job.time(choice.precision, choice.engine, steps)
         if timing.step_ms:
-            first = next(iter(timings.values()), timing).step_ms
-            rate = flops / (timing.step_ms / 1e3)
-            timing = replace(
-                timing, speedup=first / timing.step_ms, utilisation=rate / (peak * 1e12)
-            )
+            speedup = next(iter(timings.values()), timing).step_ms / timing.step_ms
+            used = flops / (timing.step_ms / 1e3) / (peak * 1e12)
+            timing = replace(timing, speedup=speedup, utilisation=used)
         timings[name] = timing
     console.print(_table(timings))
     report = {
@@ -196,7 +184,7 @@ class _Job:
         self.bank = PatchBank([picture] * 4, device=device)
 
     def train(
-        self, precision: str, engine: Engine, steps: int, bank: Any, on_step: Callable[..., Any]
+        self, precision: str, engine: Engine, steps: int, bank: PatchBank, on_step: Callable
     ) -> None:
         batch_size, patch_size = self.shape
         settings: dict[str, Any] = {
@@ -205,11 +193,10 @@ class _Job:
         }  # fmt: skip
         if not self.game:
             settings["optimizer"] = "adam"  # so that the arithmetic counted is the network's
-        feed: Any = bank if engine.channels_last else RowByRow(bank)
+        feed = bank if engine.channels_last else row_by_row(bank)
         with tempfile.TemporaryDirectory() as folder:
             recipes.train(
-                "wdrn-vgg-wgan" if self.game else self.model,
-                feed, folder,
+                "wdrn-vgg-wgan" if self.game else self.model, feed, folder,
                 generator=zoo.build(self.model), settings=settings, on_step=on_step,
                 fabric=default_fabric(self.device.type, precision), engine=engine, progress=False,
             )  # fmt: skip
@@ -222,21 +209,21 @@ class _Job:
             # Between the ends of the first and of the second step.
             counter.__enter__() if step == 1 else counter.__exit__(None, None, None)
 
-        self.train("32-true", PLAIN, 2, Constant(self.bank, *self.shape), on_step)
+        self.train("32-true", PLAIN, 2, constant(self.bank, *self.shape), on_step)
         return counter.total
 
     def time(self, precision: str, engine: Engine, steps: int) -> Timing:
-        constant = Constant(self.bank, *self.shape)
+        same = constant(self.bank, *self.shape)
         try:
             fed, memory = self._median_step(precision, engine, steps, self.bank)
-            free, _ = self._median_step(precision, engine, steps, constant)
+            free, _ = self._median_step(precision, engine, steps, same)
         except Exception as error:  # one variant that fails is a result, too
             return Timing(problem=(str(error).strip() or type(error).__name__).splitlines()[0])
         rate = self.shape[0] / fed
         return Timing(rate, 1e3 * fed, waiting=1 - free / fed, memory_mb=memory)
 
     def _median_step(
-        self, precision: str, engine: Engine, steps: int, bank: Any
+        self, precision: str, engine: Engine, steps: int, bank: PatchBank
     ) -> tuple[float, float | None]:
         """Seconds a step, and the peak of the GPU's memory in MB.
 

@@ -8,10 +8,10 @@ is compared with that of plain torch.
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from srlab.bench.bank import describe_machine
+from srlab.bench.bank import describe_machine, seconds_of
 from srlab.data.datasets import find
 from srlab.data.degradation import crop_to_multiple, downsample
 from srlab.data.images import read_image
@@ -97,19 +97,16 @@ def run_bench_upscale(
     height, width = lr.shape[-2:]
     console.print(f"{machine}\n{width} x {height} -> {4 * width} x {4 * height} pixels on {device}")
     report: dict[str, Any] = {"machine": machine, "device": device, "lr": [height, width]}
-    report["models"] = {}
+    report |= {"models": {}}
     for name in models:
         timings = time_engines(_network(name), lr, rounds, compile, device)
         console.print(_table(name, timings, 16 * height * width))
-        fastest = min(
-            (label for label, t in timings.items() if t.exact), key=lambda x: timings[x].seconds
-        )
+        exact = [label for label, t in timings.items() if t.exact]
+        fastest = min(exact, key=lambda label: timings[label].seconds)
         speedup = timings[fastest].speedup
         console.print(f"{name}: the fastest with fp32's result is {fastest}, {speedup:.2f} x plain")
-        report["models"][name] = {
-            "engines": {label: asdict(timing) for label, timing in timings.items()},
-            "fastest": fastest,
-        }
+        engines = {label: asdict(timing) for label, timing in timings.items()}
+        report["models"][name] = {"engines": engines, "fastest": fastest}
     if out:
         write_text(out, json.dumps(report, indent=2) + "\n")
     return report
@@ -131,9 +128,8 @@ def time_engines(
         results: dict[str, Tensor] = {}
         for label, make in makers.items():
             try:
-                run = make()
-                with torch.inference_mode():
-                    results[label] = run().float().cpu().contiguous()
+                run = torch.inference_mode()(make())
+                results[label] = run().float().cpu().contiguous()
                 runs[label] = run
             except Exception as error:  # an engine that fails is a result, too
                 if label == PLAIN:
@@ -141,18 +137,14 @@ def time_engines(
                     raise SrlabError(f"{device} cannot run the network ({why}).") from error
                 why = (str(error).strip() or type(error).__name__).splitlines()[0]
                 timings[label] = Timing(problem=why)
-        seconds: dict[str, list[float]] = {label: [] for label in runs}
-        for _ in range(rounds):
-            for label, run in runs.items():
-                seconds[label].append(_seconds(run, device))
-    plain = statistics.median(seconds[PLAIN])
-    for label in runs:
-        median = statistics.median(seconds[label])
+        rows = [[seconds_of(run, device) for run in runs.values()] for _ in range(rounds)]
+    medians = dict(zip(runs, map(statistics.median, zip(*rows, strict=True)), strict=True))
+    plain = medians[PLAIN]
+    for label, median in medians.items():
         difference = float((results[label] - results[PLAIN]).abs().max())
         agreement = float(psnr(results[label], results[PLAIN])) if difference else None
-        timings[label] = Timing(
-            median, plain / median, difference, agreement, exact=difference < EXACT
-        )
+        exact = difference < EXACT
+        timings[label] = Timing(median, plain / median, difference, agreement, exact)
     return {label: timings[label] for label in makers}
 
 
@@ -174,14 +166,12 @@ def _engines(
             ready = torch.compile(ready)
         return lambda: ready(x)
 
-    def fast(model: nn.Module) -> nn.Module:
-        return prepare(model, device)
-
     def runtime() -> Callable[[], Tensor]:
         export_onnx(network, file)
         engine = OnnxEngine(file)
         return lambda: engine(lr)
 
+    fast = partial(prepare, device=device)
     fp32, bf16, plain = torch.float32, torch.bfloat16, torch.contiguous_format
     engines = {
         PLAIN: lambda: eager(deepcopy, plain, fp32),
@@ -206,17 +196,6 @@ def _network(name: str) -> nn.Module:
         for _ in range(3):
             network(torch.rand(4, 3, 16, 16))
     return network.eval()
-
-
-def _seconds(run: Callable[[], Any], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    with torch.inference_mode():
-        run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
 
 
 def _table(name: str, timings: dict[str, Timing], pixels: int) -> Table:

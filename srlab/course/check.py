@@ -12,11 +12,12 @@ Untouched exercises say "not attempted yet", so a chapter runs from top to botto
 import copy
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from srlab.course.paths import make_folder, read_json, runs_folder, write_json
+from srlab.course.paths import read_json, runs_folder, write_json
 from srlab.errors import SrlabError
 
 Hint = str | tuple[Callable[[Any, Any], bool], str]
@@ -161,11 +162,8 @@ def _report(number: str, verdict: str, *details: str) -> None:
 
 def _record(number: str, verdict: str) -> None:
     """Keep the verdict in ``runs/progress.json``; solved stays solved. A check never needs it."""
-    try:
-        make_folder(runs_folder())
+    with suppress(SrlabError, OSError):
         path = runs_folder() / "progress.json"
         progress = read_json(path)
         if progress.get(number) != "correct":
             write_json(path, {**progress, number: verdict})
-    except (SrlabError, OSError):
-        pass

@@ -3,14 +3,13 @@
 import base64
 import io
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from srlab.course import paths
 from srlab.course.run import run_course
-from srlab.course.settings import read_profile
+from srlab.files import write_text
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -18,7 +17,7 @@ METADATA = {
 }
 
 
-def refresh(chapters: Sequence[int | str] | None = None, profile: str = "lite") -> list[Path]:
+def refresh(chapters: Sequence[int | str] | None = None) -> list[Path]:
     """Run chapters from scratch in the default profile and store their outputs in ``notebooks/``.
 
     They run in ``runs/refresh``, where a chapter finds what earlier ones left there; its own
@@ -30,13 +29,12 @@ def refresh(chapters: Sequence[int | str] | None = None, profile: str = "lite") 
     Raises:
         CourseError: a chapter failed, or there is none of that number.
     """
-    read_profile(profile)
     wanted = None if chapters is None else [paths.chapter_number(c) for c in chapters]
     out = paths.runs_folder() / "refresh"
     originals = [p for p in paths.notebooks() if wanted is None or p.name[:2] in wanted]
     for original in originals:
-        shutil.rmtree(out / profile / original.name[:2], ignore_errors=True)
-    folder = run_course(profile, wanted, out=out, html=False)
+        shutil.rmtree(out / "lite" / original.name[:2], ignore_errors=True)
+    folder = run_course("lite", wanted, out=out, html=False)
     for original in originals:
         store(folder / original.name, original)
     return originals
@@ -47,10 +45,7 @@ def store(executed: Path, original: Path) -> None:
     import nbformat
 
     notebook = normalised(nbformat.read(executed, as_version=4))
-    with tempfile.NamedTemporaryFile("w", suffix=".ipynb", dir=original.parent, delete=False) as f:
-        nbformat.write(notebook, f)
-    Path(f.name).replace(original)
-    original.chmod(0o644)
+    write_text(original, nbformat.writes(notebook) + "\n")
 
 
 def normalised(notebook: Any) -> Any:

@@ -178,13 +178,10 @@ def _ready(
 
 
 def read_chapters() -> list[Chapter]:
-    found = [
-        Chapter(path.name[:2], _title(path), path, tuple(declared(path)))
-        for path in paths.notebooks()
-    ]
-    if not found:
+    files = paths.notebooks()
+    if not files:
         raise CourseError(f"There are no chapters in {paths.course_root() / 'notebooks'}.")
-    return found
+    return [Chapter(file.name[:2], _title(file), file, tuple(declared(file))) for file in files]
 
 
 def _title(notebook: Path) -> str:
@@ -215,15 +212,13 @@ def _validated(parameters: dict[str, Any], selected: list[Chapter], profile: str
     defaults = read_profile(profile)
     valid = {name for chapter in selected for name in chapter.parameters} - {"profile"}
     refuse_unknown(parameters, valid, "the chapters to run")
+    values = dict(parameters)
     for name, value in parameters.items():
         check_type(name, value, defaults.get(name), profile)
-    return {name: _absolute(value) for name, value in parameters.items()}
-
-
-def _absolute(value: Any) -> Any:
-    """A path is meant from where the user is, and a chapter works in its own folder."""
-    is_path = isinstance(value, str) and os.sep in value and Path(value).exists()
-    return str(Path(value).resolve()) if is_path else value
+        # A path is meant from where the user is, and a chapter works in its own folder.
+        if isinstance(value, str) and os.sep in value and Path(value).exists():
+            values[name] = str(Path(value).resolve())
+    return values
 
 
 def _execute(
@@ -313,6 +308,7 @@ class Kernels:
             env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
         command = get_kernel_dict(extra_arguments=["--log-level=CRITICAL"])
         managers: list[AsyncKernelManager] = []
+        self._managers, self.stopped = managers, False
 
         class ThisInterpreter(AsyncKernelManager):
             kernel_spec = KernelSpec(**command, env=env)
@@ -321,9 +317,7 @@ class Kernels:
                 super().__init__(*args, **kwargs)
                 managers.append(self)
 
-        self._managers = managers
         self.manager = ThisInterpreter
-        self.stopped = False
 
     def __enter__(self) -> "Kernels":
         return self
@@ -338,11 +332,11 @@ class Kernels:
 
 @contextlib.contextmanager
 def _quiet(*loggers: str) -> Iterator[None]:
-    before = {logger: logging.getLogger(logger).level for logger in loggers}
-    for logger in loggers:
-        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    before = [(logger, logger.level) for logger in map(logging.getLogger, loggers)]
     try:
+        for logger, _ in before:
+            logger.setLevel(logging.CRITICAL)
         yield
     finally:
-        for logger, level in before.items():
-            logging.getLogger(logger).setLevel(level)
+        for logger, level in before:
+            logger.setLevel(level)

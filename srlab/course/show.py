@@ -3,20 +3,21 @@
 import ast
 import inspect
 import textwrap
+from dataclasses import dataclass
 from typing import Any
 
 from srlab.course.paths import CourseError
 
 
+@dataclass(frozen=True, repr=False)
 class Source:
     """Source code that a notebook displays: highlighted as HTML, plain as text.
 
     The text is what nbval compares: a changed component makes the chapter that shows it stale.
     """
 
-    def __init__(self, name: str, code: str):
-        self.name = name
-        self.code = code
+    name: str
+    code: str
 
     def __repr__(self) -> str:
         return f"# {self.name}\n{self.code}"

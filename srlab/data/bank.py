@@ -246,12 +246,7 @@ class PatchBank:
 
     def _finish(self) -> None:
         self.cells: Any = self._weigh_cells() if self.detail else None
-        self._place()
-
-    def _place(self) -> None:
-        if self.device.type != "cuda":
-            return
-        free, _ = torch.cuda.mem_get_info(self.device)
+        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0
         if self.nbytes < free / 2:
             self.lr_atlas = self.lr_atlas.to(self.device)
             self.hr_atlas = self.hr_atlas.to(self.device)

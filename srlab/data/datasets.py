@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from tqdm.auto import tqdm
 
 from srlab.data.download import DownloadError, download, require_space
-from srlab.data.images import IMAGE_SUFFIXES, list_images
+from srlab.data.images import is_picture, list_images
 from srlab.data.reading import ImageError
 from srlab.errors import SrlabError
 from srlab.files import only_here
@@ -277,26 +277,18 @@ def fetch(name: str, into: str | Path | None = None, progress: bool = True) -> l
         raise _absent(image_set, folder, len(images))
     root, shared = roots[0], [s for s in DATASETS.values() if s.url == image_set.url]
     try:
-        root.mkdir(parents=True, exist_ok=True)
         with only_here(root, "a download"):
-            archive = _archive(image_set, root, progress)
+            archive = root / PurePosixPath(image_set.url).name
+            download(image_set.url, archive, image_set.checksum, progress)
             wanted = [s for s in shared if len(_locate(s, [root])[1]) < s.needed]
             _unpack(archive, wanted, progress)
             archive.unlink()
+    except DownloadError as error:
+        raise DatasetError(str(error)) from error
     except OSError as error:
         why = error.strerror or error
         raise DatasetError(f"Cannot write to {root} ({why}): name another folder.") from error
     return _locate(image_set, [root])[1]
-
-
-def _archive(image_set: ImageSet, root: Path, progress: bool) -> Path:
-    """The archive in root, downloaded unless it is there; a wrong one is deleted."""
-    archive = root / PurePosixPath(image_set.url).name
-    try:
-        download(image_set.url, archive, image_set.checksum, progress)
-    except DownloadError as error:
-        raise DatasetError(str(error)) from error
-    return archive
 
 
 class _Member(NamedTuple):
@@ -337,7 +329,8 @@ def _unpack(archive: Path, sets: Sequence[ImageSet], progress: bool) -> None:
                 folder = scratch / image_set.folders[0]
                 folder.mkdir(parents=True)
                 member = PurePosixPath(image_set.member)
-                wanted = [m for m in members if m.path.parent == member and _is_picture(m.path)]
+                inside = [m for m in members if m.path.parent == member]
+                wanted = [m for m in inside if is_picture(m.path)]
                 for m in tqdm(wanted, desc=f"unpacking {image_set.name}", disable=not progress):
                     with m.open() as source, (folder / m.path.name).open("wb") as target:
                         shutil.copyfileobj(source, target, 1 << 20)
@@ -346,23 +339,16 @@ def _unpack(archive: Path, sets: Sequence[ImageSet], progress: bool) -> None:
                         f"{archive} holds {found} of the {image_set.count} images of "
                         f"{image_set.name} in {image_set.member}: delete it and fetch again."
                     )
-                _move_in(folder, archive.parent / folder.name)
+                final = archive.parent / folder.name
+                if final.exists():  # incomplete: fill it up, take nothing away
+                    for file in folder.iterdir():
+                        file.replace(final / file.name)
+                else:
+                    folder.replace(final)
     except (zipfile.BadZipFile, tarfile.TarError) as error:
         raise DatasetError(f"{archive} cannot be unpacked ({error}): delete it.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _is_picture(path: PurePosixPath) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-
-
-def _move_in(folder: Path, final: Path) -> None:
-    if final.exists():  # incomplete: fill it up, take nothing away
-        for file in folder.iterdir():
-            file.replace(final / file.name)
-    else:
-        folder.replace(final)
 
 
 def _require_safe(archive: Path, members: Sequence[_Member]) -> None:
@@ -380,7 +366,4 @@ def _require_safe(archive: Path, members: Sequence[_Member]) -> None:
             f"{archive} is not safe and was not unpacked: {nbytes / 1e9:.0f} GB would come out of "
             "it, more than any set here has; delete the archive."
         )
-    try:
-        require_space(archive.parent, nbytes)
-    except DownloadError as error:
-        raise DatasetError(str(error)) from error
+    require_space(archive.parent, nbytes)

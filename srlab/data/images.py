@@ -5,7 +5,7 @@ and :mod:`srlab.data.writing`.
 """
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
@@ -26,13 +26,17 @@ def list_images(folder: str | Path) -> list[Path]:
         ImageError: no such folder, or no images in it.
     """
     try:
-        paths = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        paths = sorted(p for p in Path(folder).iterdir() if is_picture(p) and p.is_file())
     except OSError as error:
         raise ImageError(f"{folder} cannot be listed as a folder: {error.strerror}.") from error
-    paths = [p for p in paths if p.is_file() and not p.name.startswith(".")]
     if not paths:
         raise ImageError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
     return paths
+
+
+def is_picture(path: PurePath) -> bool:
+    """Whether a file is one of :data:`IMAGE_SUFFIXES` by its name, and not hidden."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def read_image(path: str | Path) -> Tensor:

@@ -320,11 +320,7 @@ def _from_float(samples: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
 
 
 def _refuse_filled_up(
-    kind: str | None,
-    size: tuple[int, int],
-    plain: bool,
-    source: Source,
-    samples: np.ndarray,
+    kind: str | None, size: tuple[int, int], plain: bool, source: Source, samples: np.ndarray
 ) -> None:
     """Refuse a PNG or JPEG whose data end early: Pillow gives zeros there, libjpeg grey.
 

@@ -33,9 +33,7 @@ def is_bank(folder: Path | str) -> bool:
 
 @contextmanager
 def create(
-    folder: Path | str,
-    facts: Mapping[str, Any],
-    arrays: Mapping[str, tuple[tuple[int, ...], Any]],
+    folder: Path | str, facts: Mapping[str, Any], arrays: Mapping[str, tuple[tuple[int, ...], Any]]
 ) -> Iterator[Mapping[str, np.ndarray]]:
     """Write arrays that need not fit into memory.
 
@@ -67,7 +65,10 @@ def create(
                     parts[name] = stack.enter_context(whole(folder / f"{name}.npy"))
                     written[name] = np.lib.format.open_memmap(parts[name], "w+", kind, shape)
                     sizes[name] = parts[name].stat().st_size
-                    _reserve(parts[name], sizes[name])
+                    # Take the room now: a mapped file that meets a full disk would end the process.
+                    if hasattr(os, "posix_fallocate"):
+                        with open(parts[name], "r+b") as file:
+                            os.posix_fallocate(file.fileno(), 0, sizes[name])
                 yield written
                 for array in written.values():
                     array.flush()
@@ -118,10 +119,3 @@ def read(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def damaged(path: Path, error: Exception) -> BankError:
     """What to say of a file that does not hold what it should."""
     return BankError(f"{path} is damaged ({type(error).__name__}): {AGAIN}.")
-
-
-def _reserve(path: Path, size: int) -> None:
-    """Take the room now: a mapped file that meets a full disk would end the process."""
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, size)

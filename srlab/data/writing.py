@@ -21,6 +21,10 @@ from srlab.data.reading import ImageError, describe
 from srlab.errors import SrlabError
 from srlab.files import whole
 
+Strips = Iterable[np.ndarray]  # (rows, W, C) each, from top to bottom
+Shape = tuple[int, int, int]
+Kind = np.dtype | type
+
 # What write_strips writes, under Pillow's names, and the largest side that a format can hold.
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 FORMATS |= {".tif": "TIFF", ".tiff": "TIFF"}
@@ -60,9 +64,9 @@ def check_size(kind: str, height: int, width: int) -> None:
 def write_strips(
     file: BinaryIO,
     kind: str,
-    strips: Iterable[np.ndarray],
-    shape: tuple[int, int, int],
-    dtype: np.dtype | type,
+    strips: Strips,
+    shape: Shape,
+    dtype: Kind,
     icc: bytes | None = None,
     quality: int | None = None,
 ) -> None:
@@ -88,11 +92,7 @@ def write_strips(
 
 
 def _write_png(
-    file: BinaryIO,
-    strips: Iterable[np.ndarray],
-    shape: tuple[int, int, int],
-    dtype: np.dtype | type,
-    icc: bytes | None,
+    file: BinaryIO, strips: Strips, shape: Shape, dtype: Kind, icc: bytes | None
 ) -> None:
     """PNG after ISO/IEC 15948: Pillow can neither write 16-bit colour nor row by row."""
     height, width, channels = shape
@@ -123,13 +123,8 @@ def _write_png(
 def _paeth(rows: np.ndarray, above: np.ndarray, step: int) -> np.ndarray:
     """PNG's filter 4 (ISO/IEC 15948, 9.4): each byte less the neighbour that predicts it best.
 
-    Args:
-        rows: (n, bytes) uint8.
-        above: (1, bytes) the row before them, zero at the top of the picture.
-        step: bytes a pixel.
-
-    Returns:
-        (n, 1 + bytes) uint8; the first byte of a row names the filter.
+    (n, bytes) uint8, of ``step`` bytes a pixel, and the row above them, (1, bytes), zero at the top
+    of the picture -> (n, 1 + bytes); the first byte of a row names the filter.
     """
     up = np.concatenate([above, rows[:-1]])
     left, corner = (np.pad(x[:, :-step], ((0, 0), (step, 0))) for x in (rows, up))
@@ -140,11 +135,7 @@ def _paeth(rows: np.ndarray, above: np.ndarray, step: int) -> np.ndarray:
 
 
 def _write_tiff(
-    file: BinaryIO,
-    strips: Iterable[np.ndarray],
-    shape: tuple[int, int, int],
-    dtype: np.dtype | type,
-    icc: bytes | None,
+    file: BinaryIO, strips: Strips, shape: Shape, dtype: Kind, icc: bytes | None
 ) -> None:
     """TIFF with Deflate and horizontal differences, which all readers know."""
     import tifffile
@@ -155,25 +146,16 @@ def _write_tiff(
         for strip in _regroup(strips, rows):
             differences = np.diff(strip, axis=1, prepend=strip.dtype.type(0))
             deflate = _deflater()
-            differences = np.ascontiguousarray(differences, dtype)
-            yield deflate.compress(differences) + deflate.flush()
+            yield deflate.compress(np.ascontiguousarray(differences, dtype)) + deflate.flush()
 
     tifffile.imwrite(
-        file,
-        encode(),
-        shape=shape if shape[2] > 1 else shape[:2],
-        dtype=dtype,
-        byteorder="<",
+        file, encode(), shape=shape if shape[2] > 1 else shape[:2], dtype=dtype, byteorder="<",
         bigtiff=math.prod(shape) * dtype.itemsize > 2**32 - 2**25,
         photometric="rgb" if shape[2] > 2 else "minisblack",
         planarconfig="contig" if shape[2] > 1 else None,
         extrasamples=["unassalpha"] if shape[2] in (2, 4) else None,
-        compression="adobe_deflate",
-        predictor=2,
-        rowsperstrip=rows,
-        iccprofile=icc,
-        metadata=None,
-    )
+        compression="adobe_deflate", predictor=2, rowsperstrip=rows, iccprofile=icc, metadata=None,
+    )  # fmt: skip
 
 
 def _deflater() -> Any:
@@ -185,12 +167,7 @@ def _deflater() -> Any:
 
 
 def _write_by_pillow(
-    file: BinaryIO,
-    kind: str,
-    strips: Iterable[np.ndarray],
-    shape: tuple[int, int, int],
-    icc: bytes | None,
-    quality: int | None,
+    file: BinaryIO, kind: str, strips: Strips, shape: Shape, icc: bytes | None, quality: int | None
 ) -> None:
     """Collect the strips, and encode them in one piece."""
     mode = ("L", "LA", "RGB", "RGBA")[shape[2] - 1]
@@ -204,7 +181,7 @@ def _write_by_pillow(
     file.write(encoded.getbuffer())
 
 
-def _regroup(strips: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
+def _regroup(strips: Strips, rows: int) -> Iterator[np.ndarray]:
     """The same rows in strips of ``rows`` each, but for the last."""
     kept: list[np.ndarray] = []
     for strip in strips:

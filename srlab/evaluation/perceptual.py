@@ -7,6 +7,7 @@ is at hand or says how to get one.
 """
 
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from pathlib import Path
 
 import torch
@@ -62,7 +63,9 @@ class LPIPS(nn.Module):
         self.slices = nn.ModuleList(
             features[start:end] for start, end in zip((0, *ends), ends, strict=False)
         )
-        heads = torch.load(_heads_file(net), map_location="cpu", weights_only=True)
+        folder = Path(str(distribution("torchmetrics").locate_file("torchmetrics")))  # no import
+        file = folder / "functional" / "image" / "lpips_models" / f"{net}.pth"
+        heads = torch.load(file, map_location="cpu", weights_only=True)
         self.heads = nn.ParameterList(heads[f"lin{i}.model.1.weight"] for i in range(len(ends)))
         # From [0, 1] to [-1, 1], then the ImageNet normalisation that is used there.
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1))
@@ -140,13 +143,6 @@ def _backbone(net: str) -> Backbone:
     if net not in BACKBONES:
         raise PerceptualError(f"no LPIPS network {net!r}: choose {' or '.join(BACKBONES)}.")
     return BACKBONES[net]
-
-
-def _heads_file(net: str) -> Path:
-    from importlib.metadata import distribution
-
-    folder = Path(str(distribution("torchmetrics").locate_file("torchmetrics")))  # no import
-    return folder / "functional" / "image" / "lpips_models" / f"{net}.pth"
 
 
 def _unit(x: Tensor) -> Tensor:

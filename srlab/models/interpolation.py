@@ -3,7 +3,7 @@
 from copy import deepcopy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from srlab.errors import SrlabError
 from srlab.models.zoo import describe
@@ -29,22 +29,14 @@ def interpolate(first: nn.Module, second: nn.Module, share: float) -> nn.Module:
         SrlabError: the two are of different architectures.
     """
     ours, theirs = first.state_dict(), second.state_dict()
-    if describe(first) != describe(second) or _shapes(ours) != _shapes(theirs):
+    shapes, others = ({n: w.shape for n, w in weights.items()} for weights in (ours, theirs))
+    if describe(first) != describe(second) or shapes != others:
         raise SrlabError(
             f"there is nothing between {describe(first)} and {describe(second)}: interpolate a "
             "generator and what was fine-tuned from it."
         )
     between = deepcopy(first)
-    between.load_state_dict(
-        {
-            name: torch.lerp(value, theirs[name].to(value), share)
-            if value.is_floating_point()
-            else value
-            for name, value in ours.items()
-        }
-    )
+    for name, value in between.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(theirs[name].to(value), share)
     return between.eval()
-
-
-def _shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in weights.items()}

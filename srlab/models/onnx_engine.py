@@ -69,10 +69,8 @@ def export_onnx(generator: nn.Module, path: str | Path) -> None:
     """
     onnx = _import("onnx")
     _import("onnxscript")
-    network = polyphase(fold(generator)).eval().cpu().float()
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
-    axes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    network = polyphase(fold(generator)).eval().cpu().float().requires_grad_(False)
+    axes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     try:
         program = torch.onnx.export(
             network, (torch.rand(2, 3, 16, 24),), dynamo=True, verbose=False,

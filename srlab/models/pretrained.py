@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from srlab.data.datasets import data_folders
-from srlab.data.download import download
+from srlab.data.download import download, has_checksum
 from srlab.errors import SrlabError
 
 URL = "https://download.pytorch.org/models/"
@@ -66,21 +66,17 @@ class Pretrained:
             FeatureError: there is no file, it cannot be read, or it bears the name of
                 torchvision's and is not it.
         """
-        import pooch
-
         path = self.find()
         if path is None:
             raise FeatureError(
                 f"the weights of {self.name} are not on this machine ({self.file}): "
                 f"`srlab fetch {self.command}` gets them ({self.size})."
             )
-        if path == self.file:
-            algorithm, start = self.checksum.split(":")
-            if not pooch.file_hash(path, alg=algorithm).startswith(start):
-                raise FeatureError(
-                    f"{path} is not the published file, or only part of it: delete it and run "
-                    f"`srlab fetch {self.command}` again."
-                )
+        if path == self.file and not has_checksum(path, self.checksum):
+            raise FeatureError(
+                f"{path} is not the published file, or only part of it: delete it and run "
+                f"`srlab fetch {self.command}` again."
+            )
         try:
             if path == self.file:
                 found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -105,7 +101,6 @@ class Pretrained:
                 half-made is left under the final name.
         """
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
             download(self.url, self.file, self.checksum, progress)
         except OSError as error:
             why = error.strerror or error

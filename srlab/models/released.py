@@ -38,7 +38,7 @@ def read_sums(folder: Path | None = None) -> dict[str, str]:
     return {line[2]: line[1] for line in lines if line}
 
 
-def check(path: Path, folder: Path | None = None, name: str | None = None) -> None:
+def check(path: Path, name: str | None = None) -> None:
     """Compare a released file with its entry in the list.
 
     Args:
@@ -47,12 +47,11 @@ def check(path: Path, folder: Path | None = None, name: str | None = None) -> No
     Raises:
         ChecksumError: it differs, or is not listed.
     """
-    folder = folder or FOLDER
-    name = name or path.resolve().relative_to(folder.resolve()).as_posix()
-    expected = read_sums(folder).get(name)
+    name = name or path.resolve().relative_to(FOLDER.resolve()).as_posix()
+    expected = read_sums().get(name)
     if expected is None:
         raise ChecksumError(
-            f"{path} is not listed in {folder / SUMS}: it did not come with the package. Load it "
+            f"{path} is not listed in {FOLDER / SUMS}: it did not come with the package. Load it "
             "by its path, or add it by `srlab export`."
         )
     if sha256(path) != expected:
@@ -62,10 +61,10 @@ def check(path: Path, folder: Path | None = None, name: str | None = None) -> No
         )
 
 
-def record(path: Path, folder: Path | None = None) -> None:
+def record(path: Path) -> None:
     """Put a new file of the folder on the list; other files are none of its business."""
-    path, folder = path.resolve(), (folder or FOLDER).resolve()
+    path, folder = path.resolve(), FOLDER.resolve()
     if not path.is_relative_to(folder):
         return
-    sums = read_sums(folder) | {path.relative_to(folder).as_posix(): sha256(path)}
+    sums = read_sums() | {path.relative_to(folder).as_posix(): sha256(path)}
     write_text(folder / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))

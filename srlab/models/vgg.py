@@ -160,11 +160,9 @@ def calibrate(features: Features, images: Tensor) -> dict[str, float]:
         images: (N, 3, H, W) RGB in [0, 1].
     """
     there = next((t.device for t in features.state_dict().values()), images.device)
-    found = {
-        tap: float(x.float().square().mean().sqrt())
-        for tap, x in features(images.to(there)).items()
-    }
-    features.scales = {tap: found[tap] for tap in features.taps}
+    found = features(images.to(there))
+    sizes = {tap: found[tap].float().square().mean().sqrt() for tap in features.taps}
+    features.scales = {tap: float(size) for tap, size in sizes.items()}
     return features.scales
 
 
@@ -187,10 +185,8 @@ def load(
     """
     scales: dict[str, float] = {}
     if str(name) in PRETRAINED:
-        features, weights = (
-            Features(taps, net=str(name), pool=pool),
-            _published(PRETRAINED[str(name)]),
-        )
+        features = Features(taps, net=str(name), pool=pool)
+        weights = _published(PRETRAINED[str(name)])
     else:
         path = SLIM if str(name) == "vgg19-slim" else Path(name)
         if not path.is_file():

@@ -145,14 +145,11 @@ def save(
         name: (t.half() if half and t.is_floating_point() else t).cpu().contiguous()
         for name, t in model.state_dict().items()
     }
-    header = {
-        "format": "pt",
-        "model": json.dumps(describe(model)),
-        "notes": json.dumps(dict(notes)),
-    }
+    header = {"model": describe(model), "notes": dict(notes)}
+    metadata = {"format": "pt"} | {name: json.dumps(value) for name, value in header.items()}
     try:
         with whole(Path(path)) as temporary:
-            save_file(weights, temporary, metadata=header)
+            save_file(weights, temporary, metadata)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} could not be written ({error}): make room there.") from error
 
@@ -202,33 +199,22 @@ def _construct(
     build = CLASSES[description["class"]]
     if weights is not None:
         layers = options.get("n_blocks", 1) * options.get("n_layers", 1)
-        with torch.device("meta"):  # shapes without memory
-            fits = layers <= max(len(weights), 1) and _nbytes(build(**options)) <= 2 * sum(
-                t.numel() * 4 for t in weights.values()
-            )
+        fits = layers <= max(len(weights), 1)
+        if fits:
+            with torch.device("meta"):  # shapes without memory
+                tensors = build(**options).state_dict().values()
+            held = sum(4 * t.numel() for t in weights.values())
+            fits = sum(t.nbytes for t in tensors) <= 2 * held
         if not fits:
             raise ValueError("its header describes a larger network than it holds weights for")
     return build(**options)
 
 
-def _nbytes(model: nn.Module) -> int:
-    return sum(t.numel() * t.itemsize for t in model.state_dict().values())
-
-
 def _released_as(header: Mapping[str, str]) -> str | None:
     """The released file that a header's notes are those of, wherever the file itself lies."""
-    from safetensors import safe_open
-
-    if notes := header.get("notes"):
-        for path in released().values():
-            with safe_open(path, framework="pt") as file:
-                if (
-                    json.loads(notes)
-                    == json.loads((file.metadata() or {}).get("notes", "{}"))
-                    != {}
-                ):
-                    return path.name
-    return None
+    notes = json.loads(header.get("notes", "{}"))
+    known = released().values() if notes else ()
+    return next((path.name for path in known if read_notes(path) == notes), None)
 
 
 def _unknown(name: str, known: Any) -> str:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -152,9 +153,8 @@ def run(
             name, target = _name(job.source), str(job.target)
             try:
                 _refuse_making_twice(job, outcomes)
-                height, width = _upscale_job(
-                    job, network, tile, quality, force, lambda n: bar.advance(task, n)
-                )
+                advance = partial(bar.advance, task)
+                height, width = _upscale_job(job, network, tile, quality, force, advance)
             except SrlabError as error:
                 named = name in str(error) or target in str(error)
                 why = str(error) if named else f"{name}: {error}"
@@ -200,12 +200,7 @@ def _kept_suffix(source: Path | str) -> str:
 
 
 def _upscale_job(
-    job: Job,
-    network: nn.Module,
-    tile: int,
-    quality: int | None,
-    force: bool,
-    advance: Callable[[int], None],
+    job: Job, network: nn.Module, tile: int, quality: int | None, force: bool, advance: Callable
 ) -> tuple[int, int]:
     """Do one job; returns the result's height and width."""
     _refuse_overwriting(job, force)

@@ -218,19 +218,15 @@ def _planes(samples: np.ndarray) -> Tensor:
     return torch.from_numpy(samples).permute(2, 0, 1)[None]
 
 
-def _fill_hidden(samples: np.ndarray, radius: int = 4, rows: int = 512) -> np.ndarray:
-    """Give fully transparent pixels the mean colour of their visible neighbours.
+def _fill_hidden(samples: np.ndarray) -> np.ndarray:
+    """Give fully transparent pixels, (H, W, C), the mean colour of their visible neighbours.
 
     Nobody has seen the colour that a file holds there, often black; a network would smear it into
-    the visible edge.
-
-    Args:
-        samples: (H, W, colours and alpha).
-        radius: how far from a visible pixel colours are filled in; beyond, they stay.
-        rows: worked on at once.
+    the visible edge. Farther from that than ``radius`` it stays.
     """
     if samples[..., -1].all():
         return samples
+    radius, rows = 4, 512  # rows worked on at once
     filled = samples.copy()
     for top in range(0, len(samples), rows):
         first = max(top - radius, 0)

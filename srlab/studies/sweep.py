@@ -26,7 +26,6 @@ same command goes on where a killed sweep stopped. ``<out>/results.csv`` holds a
 
 import contextlib
 import csv
-import io
 import itertools
 import json
 import math
@@ -45,7 +44,7 @@ from srlab.course.paths import CourseError
 from srlab.course.run import environment, read_chapters, run_course
 from srlab.course.settings import check_type, read_profile, read_yaml, refuse_unknown
 from srlab.errors import SrlabError, require
-from srlab.files import only_here, write_text
+from srlab.files import only_here, whole
 
 if TYPE_CHECKING:
     import optuna
@@ -377,12 +376,11 @@ def _write_results(path: Path, runs: list["optuna.trial.FrozenTrial"]) -> None:
         row |= trial.user_attrs["parameters"]
         metrics = _numbers(trial.user_attrs["metrics"])
         rows.append(row | {name: value for name, value in metrics if name not in row})
-    text = io.StringIO()
     names = dict.fromkeys(name for row in rows for name in row)
-    writer = csv.DictWriter(text, list(names), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    with whole(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(names), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _numbers(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -191,7 +191,6 @@ def search(
     trials: int,
     seed: int = 0,
     direction: str = "maximize",
-    sampler: str = "tpe",
     startup: int = 5,
 ) -> "optuna.Study":
     """Look for the setting with the best score, with Optuna (Akiba et al. 2019, arXiv:1907.10902).
@@ -210,9 +209,8 @@ def search(
             other processes included.
         seed: every trial draws from random numbers of its own, of this seed and its number.
         direction: ``"maximize"`` or ``"minimize"``.
-        sampler: ``"tpe"`` (Bergstra et al. 2011), which learns from the trials before, or
-            ``"random"``.
-        startup: trials before TPE stops drawing at random and the pruner begins to prune.
+        startup: trials before TPE (Bergstra et al. 2011), which learns from the trials before,
+            stops drawing at random and the pruner begins to prune.
 
     Raises:
         TuningError: a range is no range, or the folder holds a study of other ranges.
@@ -227,11 +225,7 @@ def search(
     def run(trial: optuna.Trial) -> float:
         # A sampler with one seed would draw the same settings again in every process.
         own = int(np.random.SeedSequence([seed, trial.number]).generate_state(1)[0])
-        study.sampler = (
-            optuna.samplers.RandomSampler(own)
-            if sampler == "random"
-            else optuna.samplers.TPESampler(n_startup_trials=startup, seed=own)
-        )
+        study.sampler = optuna.samplers.TPESampler(n_startup_trials=startup, seed=own)
         setting = suggest(trial, ranges)
 
         def report(step: int, score: float) -> None:
@@ -322,26 +316,16 @@ def importance(
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize")
-    kinds = {name: _distribution(allowed) for name, allowed in ranges.items()}
     for setting, score in zip(settings, scores, strict=True):
-        chosen = {name: setting[name] for name in ranges}
-        study.add_trial(optuna.create_trial(params=chosen, distributions=kinds, value=score))
+        drawn = optuna.trial.FixedTrial(dict(setting))
+        suggest(drawn, ranges)
+        kinds = drawn.distributions
+        study.add_trial(optuna.create_trial(params=drawn.params, distributions=kinds, value=score))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=share)
         shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {name: shares[name] for name in ranges}
-
-
-def _distribution(allowed: Mapping[str, Any] | Sequence[Any]) -> Any:
-    from optuna import distributions
-
-    if not isinstance(allowed, Mapping):
-        return distributions.CategoricalDistribution(list(allowed))
-    low, high, log = allowed["low"], allowed["high"], bool(allowed.get("log", False))
-    if isinstance(low, int) and isinstance(high, int):
-        return distributions.IntDistribution(low, high, log=log)
-    return distributions.FloatDistribution(low, high, log=log)
 
 
 def rank_correlation(

@@ -42,6 +42,7 @@ class Plan:
 
 # Trains so many steps with this precision and engine in this folder, and calls on_step after each.
 Trial = Callable[[str, Engine, int, Path, Callable[[int, Any], None]], Any]
+Mean = Callable[[float], float]
 
 
 def make(
@@ -52,7 +53,7 @@ def make(
     engine: str = "auto",
     steps: int | None = None,
     minutes: float | None = None,
-    agree: Callable[[float], float] = float,
+    agree: Mean = float,
     writes: bool = True,
 ) -> Plan:
     """The plan that the folder holds already, or a new one.
@@ -125,10 +126,11 @@ def _measured(
     engine: str,
     steps: int | None,
     minutes: float | None,
-    agree: Callable[[float], float],
+    agree: Mean,
 ) -> dict[str, float]:
     """Seconds a step of the engines that are worth trying and work here."""
-    names = [engine] if engine != "auto" else [n for n, e in ENGINES.items() if e.suits(device)]
+    suited = [name for name, choice in ENGINES.items() if device.type in choice.devices]
+    names = suited if engine == "auto" else [engine]
     found: dict[str, float] = {}
     problem = ""
     for name in names:

@@ -10,7 +10,44 @@ class ConfigError(SrlabError, ValueError):
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class _Config:
+    """What both kinds of training have in common; see :class:`PretrainConfig`."""
+
+    steps: int = 1000
+    batch_size: int = 16
+    patch_size: int = 24
+    ema_decay: float = 0.999
+    log_every: int = 20
+    validate_every: int = 100
+    checkpoint_every: int = 500
+
+    @property
+    def lr_shape(self) -> tuple[int, int, int, int]:
+        """Of the batch that the generator gets."""
+        return self.batch_size, 3, self.patch_size, self.patch_size
+
+    def _check(self, *positive: str, **choices: tuple[str, ...]) -> None:
+        """Raise :class:`ConfigError` for the first field that is not positive, or no choice."""
+        kind = type(self).__name__
+        for name in ("steps", "batch_size", "patch_size", "log_every", *positive):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{kind}.{name} must be positive, got {getattr(self, name)!r}")
+        for name, known in (choices | {"schedule": ("cosine", "constant")}).items():
+            if getattr(self, name) not in known:
+                *first, last = map(repr, known)
+                listed = f"{', '.join(first)} or {last}"
+                raise ConfigError(f"{kind}.{name} must be {listed}, got {getattr(self, name)!r}")
+        if self.validate_every % self.log_every:
+            raise ConfigError(
+                f"{kind}.validate_every ({self.validate_every}) must be a multiple of log_every "
+                f"({self.log_every}), so that each figure finds its row in the log"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"{kind}.ema_decay must lie in [0, 1), got {self.ema_decay!r}")
+
+
+@dataclass(frozen=True)
+class PretrainConfig(_Config):
     """Training a generator for PSNR: content loss only.
 
     Attributes:
@@ -31,32 +68,19 @@ class PretrainConfig:
         checkpoint_every: steps between checkpoints; there is always one after the last step.
     """
 
-    steps: int = 1000
-    batch_size: int = 16
-    patch_size: int = 24
     loss: str = "l1"
     optimizer: str = "adam"
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_steps: int = 20
     schedule: str = "cosine"
-    ema_decay: float = 0.999
-    log_every: int = 20
-    validate_every: int = 100
-    checkpoint_every: int = 500
-
-    @property
-    def lr_shape(self) -> tuple[int, int, int, int]:
-        """Of the batch that the generator gets."""
-        return self.batch_size, 3, self.patch_size, self.patch_size
 
     def __post_init__(self):
-        _check(self, "loss", positive=("steps", "batch_size", "patch_size", "lr", "log_every"))
-        _choose(self, "optimizer", ("adam", "muon"))
+        self._check("lr", loss=("l1", "mse"), optimizer=("adam", "muon"))
 
 
 @dataclass(frozen=True)
-class AdversarialConfig:
+class AdversarialConfig(_Config):
     """The adversarial game: which loss, what keeps the critic tame, who moves how often.
 
     The defaults are SRGAN's (Ledig et al. 2017). For WGAN-GP take ``adversarial="wasserstein"``,
@@ -86,9 +110,6 @@ class AdversarialConfig:
     The other fields mean what they mean in :class:`PretrainConfig`.
     """
 
-    steps: int = 1000
-    batch_size: int = 16
-    patch_size: int = 24
     content: str = "mse"
     content_weight: float = 1.0
     perceptual_weight: float = 0.0
@@ -108,58 +129,11 @@ class AdversarialConfig:
     max_grad_norm: float | None = None
     warmup_steps: int = 0
     schedule: str = "constant"
-    ema_decay: float = 0.999
-    log_every: int = 20
-    validate_every: int = 100
-    checkpoint_every: int = 500
-
-    @property
-    def lr_shape(self) -> tuple[int, int, int, int]:
-        """Of the batch that the generator gets."""
-        return self.batch_size, 3, self.patch_size, self.patch_size
 
     def __post_init__(self):
-        _check(
-            self,
-            "content",
-            positive=(
-                "steps",
-                "batch_size",
-                "patch_size",
-                "critic_steps",
-                "clip_value",
-                "generator_lr",
-                "critic_lr",
-                "trunk_lr",
-                "log_every",
-            ),
+        self._check(
+            *("critic_steps", "clip_value", "generator_lr", "critic_lr", "trunk_lr"),
+            content=("l1", "mse"),
+            adversarial=("bce", "relativistic", "wasserstein"),
+            lipschitz=("none", "clip", "gradient-penalty", "spectral"),
         )
-        _choose(self, "adversarial", ("bce", "relativistic", "wasserstein"))
-        _choose(self, "lipschitz", ("none", "clip", "gradient-penalty", "spectral"))
-
-
-def _check(
-    config: PretrainConfig | AdversarialConfig, loss: str, positive: tuple[str, ...]
-) -> None:
-    kind = type(config).__name__
-    for name in positive:
-        if not getattr(config, name) > 0:
-            raise ConfigError(f"{kind}.{name} must be positive, got {getattr(config, name)!r}")
-    _choose(config, loss, ("l1", "mse"))
-    _choose(config, "schedule", ("cosine", "constant"))
-    if config.validate_every % config.log_every:
-        raise ConfigError(
-            f"{kind}.validate_every ({config.validate_every}) must be a multiple of log_every "
-            f"({config.log_every}), so that each figure finds its row in the log"
-        )
-    if not 0 <= config.ema_decay < 1:
-        raise ConfigError(f"{kind}.ema_decay must lie in [0, 1), got {config.ema_decay!r}")
-
-
-def _choose(
-    config: PretrainConfig | AdversarialConfig, name: str, choices: tuple[str, ...]
-) -> None:
-    value = getattr(config, name)
-    if value not in choices:
-        listed = " or ".join(filter(None, [", ".join(map(repr, choices[:-1])), repr(choices[-1])]))
-        raise ConfigError(f"{type(config).__name__}.{name} must be {listed}, got {value!r}")

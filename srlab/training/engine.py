@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from srlab.errors import SrlabError
 from srlab.models.generators import polyphase
@@ -99,15 +99,11 @@ class Engine:
 
 @dataclass(frozen=True)
 class Choice:
-    """A precision and the tricks that go with it."""
+    """A precision, the tricks that go with it, and the devices where they are worth trying."""
 
     precision: str
     engine: Engine
     devices: tuple[str, ...] = ("cpu", "cuda", "mps")
-
-    def suits(self, device: torch.device) -> bool:
-        """Whether it is worth trying there."""
-        return device.type in self.devices
 
 
 # By name, for `srlab train --engine`; "auto" takes the fastest. Each adds to the one before. (The
@@ -222,7 +218,3 @@ def keep_own_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) ->
         for theirs, mine in zip(state["param_groups"], own, strict=True)
     ]
     return state | {"param_groups": groups}
-
-
-def mean_over_processes(fabric: "Fabric", values: Tensor) -> Tensor:
-    return fabric.all_reduce(values) if fabric.world_size > 1 else values

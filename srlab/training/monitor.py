@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ class TrainingDiverged(SrlabError):
     """A loss or a weight became NaN or infinite."""
 
 
+@dataclass
 class Monitor:
     """Collects metrics step by step and writes their means to ``log.csv``.
 
@@ -39,25 +41,18 @@ class Monitor:
         mean: of a tensor over all processes.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        names: Sequence[str],
-        log_every: int,
-        steps: int,
-        patches_per_step: int,
-        progress: bool = True,
-        writes: bool = True,
-        mean: Callable[[Tensor], Tensor] = lambda values: values,
-    ):
-        self.path = folder / "log.csv"
-        self.columns = ["step", *names]
-        self.log_every = log_every
-        self.steps = steps
-        self.patches_per_step = patches_per_step
-        self.progress = progress
-        self.writes = writes
-        self.mean = mean
+    folder: Path
+    names: Sequence[str]
+    log_every: int
+    steps: int
+    patches_per_step: int
+    progress: bool = True
+    writes: bool = True
+    mean: Callable[[Tensor], Tensor] = lambda values: values
+
+    def __post_init__(self):
+        self.path = self.folder / "log.csv"
+        self.columns = ["step", *self.names]
         self.pending: list[Tensor] = []  # one vector of metrics a step since the last row
         self.extra: dict[str, float] = {}
 
@@ -69,9 +64,8 @@ class Monitor:
         """
         self.pending = list(pending)
         self.start, self.begin = step, time.perf_counter()
-        self.bar = tqdm(
-            total=self.steps, initial=step, unit="step", mininterval=0.5, disable=not self.progress
-        )
+        shown = {"unit": "step", "mininterval": 0.5, "disable": not self.progress}
+        self.bar = tqdm(total=self.steps, initial=step, **shown)
         self.board = None
         if not self.writes:
             return
@@ -127,20 +121,16 @@ class Monitor:
         means = values.mean(dim=0).tolist()
         row = dict(zip(self.names, means, strict=True)) | self.extra
         if self.writes:
-            self._write_row(step, row)
+            with writing(self.path), open(self.path, "a", newline="") as file:
+                cells = {name: f"{value:.6g}" for name, value in row.items()}
+                csv.DictWriter(file, self.columns).writerow({"step": step} | cells)
+        if self.board:
+            for name, value in row.items():
+                self.board.add_scalar(name, value, step)
         self.pending, self.extra = [], {}
         speed = (step - self.start) * self.patches_per_step / (time.perf_counter() - self.begin)
         shown = {k: f"{row[k]:.4g}" for k in list(row)[-3:]}
         self.bar.set_postfix({"patches/s": f"{speed:.0f}"} | shown, refresh=False)
-
-    def _write_row(self, step: int, row: dict[str, float]) -> None:
-        with writing(self.path), open(self.path, "a", newline="") as file:
-            csv.DictWriter(file, self.columns).writerow(
-                {"step": step} | {k: f"{v:.6g}" for k, v in row.items()}
-            )
-        if self.board:
-            for name, value in row.items():
-                self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
         self.bar.close()

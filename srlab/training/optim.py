@@ -45,12 +45,11 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         fused: bool | None = None,
     ):
-        parameters = list(parameters)
-        hidden = {id(p) for p in parameters if p.ndim == 4 and min(p.shape[:2]) > 3}
-        groups = [
-            {"params": [p for p in parameters if id(p) in hidden], "muon": True},
-            {"params": [p for p in parameters if id(p) not in hidden], "muon": False},
-        ]
+        hidden: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for p in parameters:
+            (hidden if p.ndim == 4 and min(p.shape[:2]) > 3 else others).append(p)
+        groups = [{"params": hidden, "muon": True}, {"params": others, "muon": False}]
         defaults = {"lr": lr, "betas": betas, "eps": 1e-8, "momentum": momentum, "fused": fused}
         super().__init__([group for group in groups if group["params"]], defaults)
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +14,7 @@ from torch import Tensor, nn
 from srlab.files import only_here
 from srlab.models.zoo import describe, load_weights
 from srlab.training.config import AdversarialConfig, PretrainConfig
-from srlab.training.engine import (
-    Engine,
-    keep_own_kernels,
-    mean_over_processes,
-    threads_for,
-)
+from srlab.training.engine import Engine, keep_own_kernels, threads_for
 from srlab.training.monitor import Monitor, stop_signal
 from srlab.training.optim import match_layout
 from srlab.training.state import CheckpointError, load_checkpoint, save_checkpoint, writing
@@ -88,19 +82,13 @@ class Run:
         self.validating = 0.0  # seconds spent so far
         self.path = self.folder / CHECKPOINT
         self.model = describe(parts["generator"])  # a generator that cannot be described fails now
-        self.settings = {"kind": type(config).__name__} | asdict(config)
-        for name, told in (("data", "contents"), ("seed", "seed")):  # a benchmark's bank tells none
-            self.settings[name] = getattr(parts["bank"], told, None)
+        crops = {"data": parts["bank"].contents, "seed": parts["bank"].seed}
+        self.settings = {"kind": type(config).__name__} | asdict(config) | crops
         self.monitor = Monitor(
-            self.folder,
-            metrics,
-            config.log_every,
-            config.steps,
-            config.batch_size * fabric.world_size,
-            progress and self.writes,
-            writes=self.writes,
-            mean=partial(mean_over_processes, fabric),
-        )
+            self.folder, metrics, config.log_every, config.steps,
+            config.batch_size * fabric.world_size, progress and self.writes,
+            writes=self.writes, mean=fabric.all_reduce,
+        )  # fmt: skip
 
     def __enter__(self) -> "Run":
         with ExitStack() as held:  # let go of if anything fails here
@@ -120,7 +108,7 @@ class Run:
             self.parts["bank"].generator.manual_seed(self.settings["seed"] + rank)
         self.start, pending = self._resume() if self.path.is_file() else (0, [])
         start = torch.tensor(float(self.start), device=self.fabric.device)
-        if self.fabric.world_size > 1 and self.fabric.all_reduce(start) != self.start:
+        if self.fabric.all_reduce(start) != self.start:
             raise CheckpointError(
                 f"not every process finds the same checkpoint in {self.folder}: all machines of a "
                 "run need one folder that they share."
@@ -194,11 +182,7 @@ class Run:
             state["cuda_random"] = torch.cuda.get_rng_state(self.fabric.device)
         state["pending"] = [] if pending is None else [*pending]
         state["banks"] = banks
-        info = {
-            "step": step,
-            "config": self.settings,
-            "model": self.model,
-        }
+        info = {"step": step, "config": self.settings, "model": self.model}
         save_checkpoint(self.path, state, info)
 
     def _agreed(self, step: int, stop: bool) -> bool:

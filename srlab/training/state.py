@@ -87,14 +87,10 @@ def save_checkpoint(path: Path | str, state: dict[str, Any], info: dict[str, Any
 
     path = Path(path)
     tree, tensors = flatten(state)
-    header = {
-        "format": "pt",
-        "model": json.dumps(info.get("model")),
-        "info": json.dumps(info),
-        "tree": json.dumps(tree),
-    }
+    header = {"model": info.get("model"), "info": info, "tree": tree}
+    metadata = {"format": "pt"} | {name: json.dumps(value) for name, value in header.items()}
     with writing(path), whole(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
+        save_file(tensors, temporary, metadata)
 
 
 def load_checkpoint(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:

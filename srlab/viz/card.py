@@ -11,6 +11,8 @@ from PIL import Image
 
 from srlab.viz.figures import Figure
 
+WIDE = {"width": "380px"}  # the layout of a control with a long line or long names
+
 
 class Card(ipywidgets.VBox):
     """Controls above a picture, for a subclass to fill.
@@ -62,35 +64,21 @@ class Card(ipywidgets.VBox):
 
 def controls(*widgets: ipywidgets.Widget) -> ipywidgets.Box:
     """Controls in a row that wraps where the page is narrow."""
-    return ipywidgets.Box(widgets, layout=ipywidgets.Layout(flex_flow="row wrap"))
+    return ipywidgets.Box(widgets, layout={"flex_flow": "row wrap"})
 
 
-def slider(
-    description: str, value: int, low: int, high: int, tooltip: str, live: bool = True
-) -> ipywidgets.IntSlider:
-    """A slider for mouse and arrow keys; ``live=False`` waits until it is let go."""
-    return ipywidgets.IntSlider(
-        value,
-        low,
-        high,
-        description=description,
-        tooltip=tooltip,
-        continuous_update=live,
-        layout=ipywidgets.Layout(width="380px"),
-    )
+def slider(description: str, value: int, low: int, high: int, tooltip: str) -> ipywidgets.IntSlider:
+    """A slider for mouse and arrow keys."""
+    words = {"description": description, "tooltip": tooltip}
+    return ipywidgets.IntSlider(value, low, high, layout=WIDE, **words)
 
 
 def choice(
     description: str, options: list, value: object, tooltip: str, width: str = "280px"
 ) -> ipywidgets.Dropdown:
     """A drop-down list; options are values, or pairs (label, value)."""
-    return ipywidgets.Dropdown(
-        options=options,
-        value=value,
-        description=description,
-        tooltip=tooltip,
-        layout=ipywidgets.Layout(width=width),
-    )
+    words = {"description": description, "tooltip": tooltip}
+    return ipywidgets.Dropdown(options=options, value=value, layout={"width": width}, **words)
 
 
 def png(pixels: np.ndarray, compress_level: int = 1) -> bytes:

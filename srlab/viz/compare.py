@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from srlab.viz.card import Card, choice, controls, data_uri, img, png, slider
+from srlab.viz.card import WIDE, Card, choice, controls, data_uri, img, png, slider
 from srlab.viz.figures import grid, most_different_crop, picture
 
 DETAIL = 160  # largest side of the detail on a page without a kernel, in pixels of the pictures
@@ -34,17 +34,16 @@ class Compare(Card):
         titles = list(self.pictures)
         self.size = self.pictures[titles[0]].shape[:2]
         self.window = tuple(map(min, self.size, window or self.size))
-        sides = {"left": titles[0], "right": titles[1]}
         self.left, self.right = (
             choice(side, titles, title, f"the picture {side} of the line", "380px")
-            for side, title in sides.items()
+            for side, title in zip(("left", "right"), titles, strict=False)
         )
         self.slider = slider("line at", 50, 0, 100, "where the line stands, in percent")
         self.zoom = ipywidgets.SelectionSlider(
             options=[("1x", 1), ("2x", 2), ("4x", 4), ("8x", 8)],
             description="zoom",
             tooltip="how much both pictures are enlarged",
-            layout=ipywidgets.Layout(width="380px"),
+            layout=WIDE,
         )
         self.across = slider("across", 50, 0, 100, "which part is shown: 0 left, 100 right")
         self.down = slider("down", 50, 0, 100, "which part is shown: 0 top, 100 bottom")
@@ -144,9 +143,7 @@ class Lens(Card):
         self.down = slider("down", 50, 0, 100, where)
         row = f"<b>{'<i></i>' * self.columns}</b>"
         # Two invisible style sheets, so that a moved slider sends a few bytes and no picture.
-        self.style, self.rest = (
-            ipywidgets.HTML(layout=ipywidgets.Layout(display="none")) for _ in range(2)
-        )
+        self.style, self.rest = (ipywidgets.HTML(layout={"display": "none"}) for _ in range(2))
         self.view = ipywidgets.HTML()
         self.name = f"lens-{self.view.model_id}"
         self.view.value = (

@@ -89,11 +89,7 @@ class CropPicker(Card):
         lr_picture = self.bank.lr_atlas[top : top + height, left : left + width]
         whole = picture(unpack_pixels(lr_picture[None])[0]).copy()  # to be drawn on
         (y, x), n = self._place(), self.size
-        for rows, columns in (
-            (slice(y, y + n), [x, x + n - 1]),
-            ([y, y + n - 1], slice(x, x + n)),
-        ):
-            whole[rows, columns] = (230, 159, 0)
+        whole[y : y + n, [x, x + n - 1]] = whole[[y, y + n - 1], x : x + n] = (230, 159, 0)
         lr, hr = self.crops
         k, side, s = self.turn.value, 216, self.bank.scale
         big = [
@@ -179,9 +175,9 @@ class DegradationExplorer(Card):
         if state not in self._drawn:
             (height, width), lr = self._shown(), self.lr
             caption = f"LR, {lr.shape[1]} x {lr.shape[2]} pixels"
-            self._drawn[state] = tile(png(picture(lr)), caption, width, height, self.alt) + tile(
-                self._spectrum().png(), "power spectrum", 520, 295
-            )
+            small = tile(png(picture(lr)), caption, width, height, self.alt)
+            power = tile(self._spectrum().png(), "power spectrum", 520, 295)
+            self._drawn[state] = small + power
         self.view.value = self._drawn[state]
 
 

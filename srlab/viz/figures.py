@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
@@ -32,6 +33,7 @@ LARGE = 300_000  # bytes of a figure with photographs above which it stays at on
 # hard to see on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 INK, GREY, PALE = "#222222", "#666666", "#DDDDDD"
+DASHED = {"color": GREY, "linestyle": (0, (4, 3)), "linewidth": 1.2}  # a line of reference
 # The white card is part of the picture: it reads the same on a light and on a dark page.
 STYLE = {
     "figure.facecolor": "white",
@@ -67,18 +69,18 @@ class Figure(matplotlib.figure.Figure):
     another machine changes, and that a screen reader can read. It holds no measured numbers.
     """
 
-    def __init__(self, width: float, height: float, alt: str, **options):
+    def __init__(self, width: float, height: float, alt: str):
         """``width`` and ``height`` in pixels."""
-        super().__init__(figsize=(width / DPI, height / DPI), dpi=DPI, **options)
+        super().__init__(figsize=(width / DPI, height / DPI), dpi=DPI)
         self.alt = alt
 
+    @matplotlib.rc_context(STYLE)
     def savefig(self, fname: str | PathLike | io.IOBase, **options) -> None:
         """As in matplotlib, always in the course's style and without matplotlib's version."""
         name = str(options.get("format") or getattr(fname, "name", fname)).lower()
         if name.endswith("png"):
             options.setdefault("metadata", {"Software": None})
-        with matplotlib.rc_context(STYLE):
-            super().savefig(fname, **options)
+        super().savefig(fname, **options)
 
     def png(self, scale: int = 1) -> bytes:
         """The figure as a PNG file; the same figure always gives the same bytes.
@@ -87,8 +89,7 @@ class Figure(matplotlib.figure.Figure):
             scale: pixels of the file to one of the figure.
         """
         buffer = io.BytesIO()
-        options = {"compress_level": 9}
-        self.savefig(buffer, format="png", dpi=scale * DPI, pil_kwargs=options)
+        self.savefig(buffer, format="png", dpi=scale * DPI, pil_kwargs={"compress_level": 9})
         if self._holds_photographs():
             return buffer.getvalue()
         # Lines and letters need few colours, and with a palette a third of the bytes.
@@ -135,6 +136,7 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
 _styles = styles  # where an argument bears its name
 
 
+@matplotlib.rc_context(STYLE)
 def compare(
     images: Mapping[str, Tensor],
     crop: tuple[int, int, int, int] | None = None,
@@ -172,39 +174,34 @@ def compare(
     if crop and width <= panel:
         panel = round(panel / width) * width  # a crop pixel becomes a whole number of pixels
     tall, detail = round(panel * rows / columns), round(panel * height / width) if crop else -gap
-    figure = Figure(
-        2 * pad + len(pictures) * (panel + gap) - gap,
-        head + tall + gap + detail + pad,
-        alt
-        or f"Comparison of {_listed(pictures)}"
-        + (", with an enlarged detail of each" * bool(crop)),
-    )
-    with matplotlib.rc_context(STYLE):
-        for i, (title, image) in enumerate(pictures.items()):
-            x = pad + i * (panel + gap)
-            whole = _panel(figure, x, head, panel, tall)
-            # Repeating whole pixels first keeps them crisp when matplotlib fits the picture in.
-            step = max(1, round(columns / image.shape[1]))
-            image = image.repeat(step, 0).repeat(step, 1)
-            extent = (0, columns, rows, 0)
-            overview = image
-            if panel < image.shape[1]:  # no more pixels than a panel has: the detail shows the rest
-                shrunk = Image.fromarray(image).resize((panel, tall), Image.Resampling.HAMMING)
-                overview = np.asarray(shrunk)
-            kind = "antialiased" if overview is image else "nearest"
-            whole.imshow(overview, extent=extent, aspect="auto", interpolation=kind)
-            _write(figure, x, 15, title, weight="bold", size=_fit(pictures, panel, 0.7))
-            if captions and title in captions:
-                _write(figure, x, 33, captions[title], color=GREY)
-            if crop:
-                for colour, line in (("white", 3.2), (COLOURS[4], 1.6)):
-                    box = matplotlib.patches.Rectangle(
-                        (left, top), width, height, fill=False, edgecolor=colour, linewidth=line
-                    )
-                    whole.add_patch(box)
-                zoom = _panel(figure, x, head + tall + gap, panel, detail)
-                zoom.imshow(image, extent=extent, aspect="auto", interpolation="nearest")
-                zoom.set(xlim=(left, left + width), ylim=(top + height, top))
+    if not alt:
+        detailed = ", with an enlarged detail of each" * bool(crop)
+        alt = f"Comparison of {_listed(pictures)}{detailed}"
+    size = 2 * pad + len(pictures) * (panel + gap) - gap, head + tall + gap + detail + pad
+    figure = Figure(*size, alt)
+    for i, (title, image) in enumerate(pictures.items()):
+        x = pad + i * (panel + gap)
+        whole = _panel(figure, x, head, panel, tall)
+        # Repeating whole pixels first keeps them crisp when matplotlib fits the picture in.
+        step = max(1, round(columns / image.shape[1]))
+        image = image.repeat(step, 0).repeat(step, 1)
+        extent = (0, columns, rows, 0)
+        overview = image
+        if panel < image.shape[1]:  # no more pixels than a panel has: the detail shows the rest
+            shrunk = Image.fromarray(image).resize((panel, tall), Image.Resampling.HAMMING)
+            overview = np.asarray(shrunk)
+        kind = "antialiased" if overview is image else "nearest"
+        whole.imshow(overview, extent=extent, aspect="auto", interpolation=kind)
+        _write(figure, x, 15, title, weight="bold", size=_fit(pictures, panel, 0.7))
+        if captions and title in captions:
+            _write(figure, x, 33, captions[title], color=GREY)
+        if crop:
+            for colour, line in (("white", 3.2), (COLOURS[4], 1.6)):
+                style = {"fill": False, "edgecolor": colour, "linewidth": line}
+                whole.add_patch(Rectangle((left, top), width, height, **style))
+            zoom = _panel(figure, x, head + tall + gap, panel, detail)
+            zoom.imshow(image, extent=extent, aspect="auto", interpolation="nearest")
+            zoom.set(xlim=(left, left + width), ylim=(top + height, top))
     return figure
 
 
@@ -235,6 +232,7 @@ def most_different_crop(a: Tensor, b: Tensor, size: int = 64) -> tuple[int, int,
     return 4 * top, 4 * left, size, size
 
 
+@matplotlib.rc_context(STYLE)
 def grid(
     batch: Tensor, ncol: int = 8, titles: Sequence[str] | None = None, *, alt: str | None = None
 ) -> Figure:
@@ -264,16 +262,16 @@ def grid(
         row = titles[i + 1 : (i // ncol + 1) * ncol]
         free = next((k for k, other in enumerate(row) if other), len(row))
         size = min(size, _fit([title], wide + free * (wide + gap)))
-    with matplotlib.rc_context(STYLE):
-        for i, image in enumerate(batch):
-            x, y = pad + i % ncol * (wide + gap), pad + i // ncol * (head + tall + gap)
-            panel = _panel(figure, x, y + head, wide, tall)
-            panel.imshow(picture(image), aspect="auto", interpolation="nearest")
-            if titles:
-                _write(figure, x, y + 8, titles[i], size=size)
+    for i, image in enumerate(batch):
+        x, y = pad + i % ncol * (wide + gap), pad + i // ncol * (head + tall + gap)
+        panel = _panel(figure, x, y + head, wide, tall)
+        panel.imshow(picture(image), aspect="auto", interpolation="nearest")
+        if titles:
+            _write(figure, x, y + 8, titles[i], size=size)
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def curves(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     xlabel: str,
@@ -297,36 +295,28 @@ def curves(
     """
     if not series:
         raise ValueError("curves has nothing to draw: series is empty.")
-    figure = _chart(600, 340, alt or f"{ylabel} against {xlabel}: {_listed(series)}")
-    with matplotlib.rc_context(STYLE):
-        axes = figure.add_subplot()
-        for label, (x, y) in series.items():
-            x, y = _numbers(x), _numbers(y)
-            colour = (styles or {}).get(label, (None, ""))[0]
-            again = not colour and len(axes.lines) >= len(COLOURS)
-            style = {"marker": "o" if len(x) <= 25 else None, "linestyle": "--" if again else "-"}
-            axes.plot(x, y, label=label, color=colour, **style)
-        if logy:
-            axes.set_yscale("log")
-        for label, y in (hlines or {}).items():
-            axes.axhline(y, color=GREY, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
-            axes.annotate(
-                label,
-                (1, y),
-                xycoords=("axes fraction", "data"),
-                xytext=(6, 0),
-                textcoords="offset points",
-                va="center",
-                color=GREY,
-            )
-        _name_axes(axes, xlabel, ylabel)
-        if len(series) > 1:
-            columns = 570 // (50 + 7.5 * max(map(len, series)))
-            columns = min(4, len(series), max(1, int(columns)))
-            figure.legend(loc="outside upper left", ncols=columns, handlelength=1.4)
+    figure, axes = _chart(600, 340, alt or f"{ylabel} against {xlabel}: {_listed(series)}")
+    for label, (x, y) in series.items():
+        x, y = _numbers(x), _numbers(y)
+        colour = (styles or {}).get(label, (None, ""))[0]
+        again = not colour and len(axes.lines) >= len(COLOURS)
+        style = {"marker": "o" if len(x) <= 25 else None, "linestyle": "--" if again else "-"}
+        axes.plot(x, y, label=label, color=colour, **style)
+    if logy:
+        axes.set_yscale("log")
+    for label, y in (hlines or {}).items():
+        axes.axhline(y, zorder=1, **DASHED)
+        place = (1, y), (6, 0), ("axes fraction", "data"), "offset points"
+        axes.annotate(label, *place, va="center", color=GREY)
+    _name_axes(axes, xlabel, ylabel)
+    if len(series) > 1:
+        columns = 570 // (50 + 7.5 * max(map(len, series)))
+        columns = min(4, len(series), max(1, int(columns)))
+        figure.legend(loc="outside upper left", ncols=columns, handlelength=1.4)
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def bars(
     values: Mapping[str, float],
     xlabel: str,
@@ -345,24 +335,18 @@ def bars(
     Raises:
         ValueError: no values.
     """
-    if not values:
-        raise ValueError("bars has nothing to draw: values is empty.")
-    figure = _chart(600, 60 + 34 * len(values), alt or f"Bars of {xlabel}: {_listed(values)}")
-    with matplotlib.rc_context(STYLE):
-        axes = figure.add_subplot()
-        colours = [COLOURS[label == highlight] for label in values]
-        drawn = axes.barh(list(values), list(values.values()), height=0.66, color=colours)
-        axes.bar_label(drawn, [format(v, fmt) for v in values.values()], padding=4)
-        axes.margins(x=0.12)
-        axes.invert_yaxis()
-        axes.grid(False, axis="y")
-        axes.tick_params(axis="y", length=0, labelcolor=INK)
-        axes.spines["left"].set_visible(False)
-        axes.axvline(0, color=GREY, linewidth=1)
-        _name_rows(axes, xlabel)
+    figure, axes = _rows("Bars", values, xlabel, alt, 60)
+    colours = [COLOURS[label == highlight] for label in values]
+    drawn = axes.barh(list(values), list(values.values()), height=0.66, color=colours)
+    axes.bar_label(drawn, [format(v, fmt) for v in values.values()], padding=4)
+    axes.margins(x=0.12)
+    axes.invert_yaxis()
+    axes.axvline(0, color=GREY, linewidth=1)
+    _name_rows(axes, xlabel)
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def dots(
     values: Mapping[str, Sequence[float]],
     xlabel: str,
@@ -379,18 +363,15 @@ def dots(
     Raises:
         ValueError: no values.
     """
-    if not values:
-        raise ValueError("dots has nothing to draw: values is empty.")
-    figure = _chart(600, 80 + 34 * len(values), alt or f"Dots of {xlabel}: {_listed(values)}")
-    with matplotlib.rc_context(STYLE):
-        axes = figure.add_subplot()
-        for y, row in enumerate(map(_numbers, values.values())):
-            axes.plot(row, np.full(len(row), y), "o", color=COLOURS[0], alpha=0.7, clip_on=False)
-            axes.vlines(row.mean(), y - 0.28, y + 0.28, color=COLOURS[1], linewidth=2)
-        _label_rows(axes, values, xlabel, vlines)
+    figure, axes = _rows("Dots", values, xlabel, alt)
+    for y, row in enumerate(map(_numbers, values.values())):
+        axes.plot(row, np.full(len(row), y), "o", color=COLOURS[0], alpha=0.7, clip_on=False)
+        axes.vlines(row.mean(), y - 0.28, y + 0.28, color=COLOURS[1], linewidth=2)
+    _label_rows(axes, values, xlabel, vlines)
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def intervals(
     values: Mapping[str, tuple[float, float, float]],
     xlabel: str,
@@ -409,20 +390,17 @@ def intervals(
     Raises:
         ValueError: no values.
     """
-    if not values:
-        raise ValueError("intervals has nothing to draw: values is empty.")
-    figure = _chart(600, 80 + 34 * len(values), alt or f"Intervals of {xlabel}: {_listed(values)}")
-    with matplotlib.rc_context(STYLE):
-        axes = figure.add_subplot()
-        if band:
-            axes.axvspan(*band, color=GREY, alpha=0.18, linewidth=0, zorder=0)
-        for y, (middle, low, high) in enumerate(values.values()):
-            axes.hlines(y, low, high, color=COLOURS[0], linewidth=3, alpha=0.6)
-            axes.plot([middle], [y], "o", color=COLOURS[0], markersize=8, clip_on=False)
-        _label_rows(axes, values, xlabel, vlines)
+    figure, axes = _rows("Intervals", values, xlabel, alt)
+    if band:
+        axes.axvspan(*band, color=GREY, alpha=0.18, linewidth=0, zorder=0)
+    for y, (middle, low, high) in enumerate(values.values()):
+        axes.hlines(y, low, high, color=COLOURS[0], linewidth=3, alpha=0.6)
+        axes.plot([middle], [y], "o", color=COLOURS[0], markersize=8, clip_on=False)
+    _label_rows(axes, values, xlabel, vlines)
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def plane(
     points: Mapping[str, tuple[float, float]],
     xlabel: str,
@@ -446,26 +424,24 @@ def plane(
     """
     if not points:
         raise ValueError("plane has nothing to draw: points is empty.")
-    figure = _chart(760, 420, alt or f"{ylabel} against {xlabel}: {_listed(points)}")
+    figure, axes = _chart(760, 420, alt or f"{ylabel} against {xlabel}: {_listed(points)}")
     styles = _styles(points) | dict(styles or {})
-    with matplotlib.rc_context(STYLE):
-        axes = figure.add_subplot()
-        for label, line in (paths or {}).items():
-            x, y = _numbers(list(zip(*line, strict=True)))
-            axes.plot(x, y, color=GREY, label=label, marker=".", linewidth=1.2, zorder=1)
-        for name, at in points.items():
-            colour, marker = styles[name]
-            style = {"color": colour, "marker": marker, "edgecolors": "white"}
-            axes.scatter(*at, s=80, linewidths=0.8, zorder=2, label=name, **style)
-        axes.margins(0.14)
-        roads = [at for line in (paths or {}).values() for at in line]
-        for name, (x, y, side) in _room(axes, points, roads).items():
-            axes.annotate(
-                name, points[name], xytext=(x, y), textcoords="offset points", ha=side, va="center",
-                color=styles[name][0], weight="bold", size=9.5, zorder=3,
-                path_effects=[matplotlib.patheffects.withStroke(linewidth=3, foreground="white")],
-            )  # fmt: skip
-        _name_axes(axes, xlabel, ylabel)
+    for label, line in (paths or {}).items():
+        x, y = _numbers(list(zip(*line, strict=True)))
+        axes.plot(x, y, color=GREY, label=label, marker=".", linewidth=1.2, zorder=1)
+    for name, at in points.items():
+        colour, marker = styles[name]
+        style = {"color": colour, "marker": marker, "edgecolors": "white"}
+        axes.scatter(*at, s=80, linewidths=0.8, zorder=2, label=name, **style)
+    axes.margins(0.14)
+    roads = [at for line in (paths or {}).values() for at in line]
+    for name, (x, y, side) in _room(axes, points, roads).items():
+        axes.annotate(
+            name, points[name], xytext=(x, y), textcoords="offset points", ha=side, va="center",
+            color=styles[name][0], weight="bold", size=9.5, zorder=3,
+            path_effects=[matplotlib.patheffects.withStroke(linewidth=3, foreground="white")],
+        )  # fmt: skip
+    _name_axes(axes, xlabel, ylabel)
     return figure
 
 
@@ -510,6 +486,7 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
     return max(0.0, wide) * max(0.0, tall)
 
 
+@matplotlib.rc_context(STYLE)
 def heatmap(
     values: Tensor,
     rows: Sequence[str],
@@ -534,25 +511,23 @@ def heatmap(
             f"heatmap needs a label for each row and column: values has the shape "
             f"{matrix.shape}, labels are {len(rows)} and {len(columns)}."
         )
-    width, height = 150 + 64 * len(columns), 110 + 34 * len(rows)
-    figure = _chart(width, height, alt or f"Heat map of {_listed(rows)} against {_listed(columns)}")
-    with matplotlib.rc_context(STYLE):
-        axes = figure.add_subplot()
-        drawn = axes.imshow(matrix, cmap="cividis", aspect="auto")
-        for (i, j), value in np.ndenumerate(matrix):
-            if not np.isnan(value):
-                dark = drawn.norm(value) < 0.55
-                text = format(value, fmt)
-                axes.text(j, i, text, ha="center", va="center", color="white" if dark else INK)
-        axes.set_xticks(range(len(columns)), columns)
-        axes.set_yticks(range(len(rows)), rows)
-        axes.tick_params(length=0, labelcolor=INK)
-        axes.grid(False)
-        axes.spines[:].set_visible(False)
-        _name_axes(axes, xlabel, ylabel)
+    alt = alt or f"Heat map of {_listed(rows)} against {_listed(columns)}"
+    figure, axes = _chart(150 + 64 * len(columns), 110 + 34 * len(rows), alt)
+    drawn = axes.imshow(matrix, cmap="cividis", aspect="auto")
+    for (i, j), value in np.ndenumerate(matrix):
+        if not np.isnan(value):
+            colour = "white" if drawn.norm(value) < 0.55 else INK
+            axes.text(j, i, format(value, fmt), ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0, labelcolor=INK)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    _name_axes(axes, xlabel, ylabel)
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def contour(
     x: Sequence[float],
     y: Sequence[float],
@@ -584,26 +559,23 @@ def contour(
             f"contour needs three places or more, each with x, y and a value; got {len(x)}, "
             f"{len(y)} and {len(values)} of them."
         )
-    figure = _chart(600, 380, alt or f"Contours of {label} over {xlabel} and {ylabel}")
-    with matplotlib.rc_context(STYLE):
-        axes = figure.add_subplot()
-        # Logarithms are taken here, not by the axes: straight lines of the drawn plane are meant.
-        x, y = (np.log10(x), np.log10(y)) if log else (x, y)
-        scaled = [(v - v.min()) / (np.ptp(v) or 1) for v in (x, y)]
-        triangles = matplotlib.tri.Triangulation(*scaled).triangles
-        surface = axes.tricontourf(
-            matplotlib.tri.Triangulation(x, y, triangles), values, levels=8, cmap="cividis"
-        )
-        axes.plot(x, y, "o", color="white", markeredgecolor=INK, markersize=6, clip_on=False)
-        if log:
-            for axis in (axes.xaxis, axes.yaxis):
-                axis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
-                axis.set_major_formatter(lambda power, _: f"{10**power:.2g}")
-        axes.grid(False)
-        _name_axes(axes, xlabel, ylabel)
-        bar = figure.colorbar(surface, ax=axes)
-        bar.set_label(label, size=_fit([label], 320))
-        bar.outline.set_visible(False)
+    figure, axes = _chart(600, 380, alt or f"Contours of {label} over {xlabel} and {ylabel}")
+    # Logarithms are taken here, not by the axes: straight lines of the drawn plane are meant.
+    x, y = (np.log10(x), np.log10(y)) if log else (x, y)
+    scaled = [(v - v.min()) / (np.ptp(v) or 1) for v in (x, y)]
+    triangles = matplotlib.tri.Triangulation(*scaled).triangles
+    mesh = matplotlib.tri.Triangulation(x, y, triangles)
+    surface = axes.tricontourf(mesh, values, levels=8, cmap="cividis")
+    axes.plot(x, y, "o", color="white", markeredgecolor=INK, markersize=6, clip_on=False)
+    if log:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
+            axis.set_major_formatter(lambda power, _: f"{10**power:.2g}")
+    axes.grid(False)
+    _name_axes(axes, xlabel, ylabel)
+    bar = figure.colorbar(surface, ax=axes)
+    bar.set_label(label, size=_fit([label], 320))
+    bar.outline.set_visible(False)
     return figure
 
 
@@ -634,6 +606,7 @@ def radial_power(image: Tensor) -> tuple[Tensor, Tensor]:
     return rings.double() / n, (total / count).cpu()[rings]
 
 
+@matplotlib.rc_context(STYLE)
 def spectrum(
     images: Mapping[str, Tensor],
     scale: int | None = None,
@@ -661,28 +634,17 @@ def spectrum(
         step = widest / image.shape[-1]
         frequency, power = radial_power(image)
         series[title] = (frequency / step, power * step**2)
-    figure = curves(
-        series,
-        "frequency (cycles/pixel)",
-        "power of luma",
-        logy=True,
-        styles=styles,
-        alt=alt or f"Power spectrum of {_listed(images)}",
-    )
-    with matplotlib.rc_context(STYLE):
-        axes = figure.axes[0]
-        for line in axes.lines:
-            line.set_marker("")
-        axes.set_xlim(0, 0.5)
-        if scale:
-            axes.axvline(0.5 / scale, color=GREY, linestyle=(0, (4, 3)), linewidth=1.2)
-            axes.annotate(
-                f" finest detail of the 1/{scale} picture",
-                (0.5 / scale, 0.98),
-                xycoords=("data", "axes fraction"),
-                va="top",
-                color=GREY,
-            )
+    names = "frequency (cycles/pixel)", "power of luma"
+    alt = alt or f"Power spectrum of {_listed(images)}"
+    figure = curves(series, *names, logy=True, styles=styles, alt=alt)
+    axes = figure.axes[0]
+    for line in axes.lines:
+        line.set_marker("")
+    axes.set_xlim(0, 0.5)
+    if scale:
+        axes.axvline(0.5 / scale, **DASHED)
+        text, place = f" finest detail of the 1/{scale} picture", ("data", "axes fraction")
+        axes.annotate(text, (0.5 / scale, 0.98), xycoords=place, va="top", color=GREY)
     return figure
 
 
@@ -718,11 +680,21 @@ def _panel(figure: Figure, x: float, y: float, width: float, height: float) -> A
     return axes
 
 
-def _chart(width: int, height: int, alt: str) -> Figure:
+def _chart(width: int, height: int, alt: str) -> tuple[Figure, Axes]:
     """A figure that makes room for all its labels."""
     figure = Figure(width, height, alt)
     figure.set_layout_engine("constrained", w_pad=6 / DPI, h_pad=6 / DPI)
-    return figure
+    return figure, figure.add_subplot()
+
+
+def _rows(
+    kind: str, values: Mapping[str, object], xlabel: str, alt: str | None, head: int = 80
+) -> tuple[Figure, Axes]:
+    """A chart with a row for each value, below ``head`` pixels."""
+    if not values:
+        raise ValueError(f"{kind.lower()} has nothing to draw: values is empty.")
+    alt = alt or f"{kind} of {xlabel}: {_listed(values)}"
+    return _chart(600, head + 34 * len(values), alt)
 
 
 def _fit(texts: Iterable[str], length: float, letter: float = 0.63) -> float:
@@ -743,7 +715,10 @@ def _name_axes(axes: Axes, xlabel: str, ylabel: str) -> None:
 
 
 def _name_rows(axes: Axes, xlabel: str) -> None:
-    """Name the axis of a chart of rows: it is short beside long labels, so the name ends there."""
+    """Rows have only a lower axis: it is short beside long labels, so its name ends there."""
+    axes.grid(False, axis="y")
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.spines["left"].set_visible(False)
     size = _fit([xlabel], 0.95 * axes.get_figure().bbox.width)
     axes.set_xlabel(xlabel, loc="right", size=size)
 
@@ -767,15 +742,10 @@ def _label_rows(
 ) -> None:
     """One row for each label, from top to bottom, and dashed lines of reference."""
     for label, x in (vlines or {}).items():
-        axes.axvline(x, color=GREY, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
-        axes.annotate(
-            label, (x, 1), xycoords=("data", "axes fraction"),
-            xytext=(0, 3), textcoords="offset points", ha="center", color=GREY,
-        )  # fmt: skip
+        axes.axvline(x, zorder=1, **DASHED)
+        place = (x, 1), (0, 3), ("data", "axes fraction"), "offset points"
+        axes.annotate(label, *place, ha="center", color=GREY)
     names = list(labels)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.grid(False, axis="y")
-    axes.tick_params(axis="y", length=0, labelcolor=INK)
-    axes.spines["left"].set_visible(False)
     _name_rows(axes, xlabel)

@@ -22,7 +22,7 @@ from srlab.training import rules
 from srlab.training.config import AdversarialConfig, PretrainConfig
 from srlab.training.monitor import read_log
 from srlab.training.run import Result
-from srlab.viz.card import Card, beside, choice, controls, data_uri, note, png, tile
+from srlab.viz.card import WIDE, Card, beside, choice, controls, data_uri, note, png, tile
 from srlab.viz.compare import Compare
 from srlab.viz.figures import Figure, compare, curves, picture
 
@@ -60,21 +60,9 @@ class TrainingPanel(Card):
         self.stopped = threading.Event()
         self._rewind()
         self.enlarged: tuple[int, Tensor] | None = None  # the step and the sample's SR picture
-        self.bar = ipywidgets.IntProgress(
-            0,
-            0,
-            config.steps,
-            description="steps",
-            tooltip="steps done of the whole run",
-            layout=ipywidgets.Layout(width="380px"),
-        )
-        self.button = ipywidgets.Button(
-            description="Stop",
-            icon="stop",
-            disabled=True,
-            tooltip="end the run after this step and save it",
-        )
-        self.button.on_click(self._stop)
+        words = {"description": "steps", "tooltip": "steps done of the whole run"}
+        self.bar = ipywidgets.IntProgress(0, 0, config.steps, layout=WIDE, **words)
+        self.button = _button("Stop", "end the run after this step and save it", self._stop)
         game = isinstance(config, AdversarialConfig)
         names = rules.columns(config) if game else ["loss", "val_psnr"]
         self.curve = choice("curve", names, names[0], "which column of the log is drawn")
@@ -218,19 +206,13 @@ class UploadBox(Card):
             accept="image/*",
             description="Choose a photo",
             tooltip="PNG, JPEG, WebP or TIFF, up to 10 MB",
-            layout=ipywidgets.Layout(width="200px"),
+            layout={"width": "200px"},
         )
         self.upload.observe(self._take, "value")
         self.bar = ipywidgets.FloatProgress(
             0, max=1, description="enlarged", tooltip="how much of the photo is enlarged"
         )
-        self.button = ipywidgets.Button(
-            description="Cancel",
-            icon="stop",
-            disabled=True,
-            tooltip="stop enlarging this photo",
-        )
-        self.button.on_click(self._cancel)
+        self.button = _button("Cancel", "stop enlarging this photo", self._cancel)
         self.status = ipywidgets.HTML(f"{self.upload.tooltip}. It stays with this kernel.")
         self.link, self.view = ipywidgets.HTML(), ipywidgets.VBox()
         self.hint = ipywidgets.HTML(
@@ -239,10 +221,10 @@ class UploadBox(Card):
         )
         stage = ipywidgets.VBox(
             [self.hint, self.view],
-            layout=ipywidgets.Layout(
-                min_height="420px", justify_content="center", border="1px dashed #999"
-            ),
-        )
+            layout={
+                "min_height": "420px", "justify_content": "center", "border": "1px dashed #999"
+            },
+        )  # fmt: skip
         inputs = controls(self.upload, self.bar, self.button)
         super().__init__(inputs, controls(self.status, self.link), stage)
 
@@ -350,6 +332,13 @@ class UploadBox(Card):
         h, w = (max(1, int(n * factor)) for n in (height, width))
         top, left = (height - h) // 2, (width - w) // 2
         return lr[:, top : top + h, left : left + w]
+
+
+def _button(name: str, tooltip: str, act: Callable[[object], None]) -> ipywidgets.Button:
+    """A button that ends some work; off until there is some."""
+    button = ipywidgets.Button(description=name, icon="stop", disabled=True, tooltip=tooltip)
+    button.on_click(act)
+    return button
 
 
 class _Cancelled(Exception):
