@@ -15,6 +15,8 @@ from srlab.training.config import AdversarialConfig, PretrainConfig
         (PretrainConfig, "batch_size", -1),
         (PretrainConfig, "patch_size", 0),
         (PretrainConfig, "log_every", 0),
+        (PretrainConfig, "validate_every", -100),
+        (PretrainConfig, "checkpoint_every", -1),
         (PretrainConfig, "lr", 0.0),
         (PretrainConfig, "lr", float("nan")),
         (PretrainConfig, "loss", "l2"),

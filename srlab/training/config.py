@@ -32,6 +32,9 @@ class _Config:
         for name in ("steps", "batch_size", "patch_size", "log_every", *positive):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{kind}.{name} must be positive, got {getattr(self, name)!r}")
+        for name in ("validate_every", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{kind}.{name} must not be negative, got {getattr(self, name)}")
         for name, known in (choices | {"schedule": ("cosine", "constant")}).items():
             if getattr(self, name) not in known:
                 *first, last = map(repr, known)
