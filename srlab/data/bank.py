@@ -267,7 +267,7 @@ class PatchBank:
 
     @property
     def contents(self) -> str:
-        """Which pictures these are: how many, the first, the last, a checksum of names and sizes.
+        """How many pictures, the first, the last, and a checksum of names and sizes.
 
         The names are those of the files without their folder: a set may lie elsewhere tomorrow.
         """

@@ -49,7 +49,7 @@ class ImageSet:
 
     @property
     def needed(self) -> int:
-        """With fewer images the set is incomplete. Sets got by hand are often pruned: 1."""
+        """With fewer images the set is incomplete. Sets got by hand, often pruned, need 1."""
         return self.count if self.url or self.files else 1
 
 
