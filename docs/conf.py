@@ -74,6 +74,7 @@ autodoc_preserve_defaults = True
 add_module_names = False
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
+highlight_language = "none"  # commands in the chapters are not Python
 
 html_theme = "sphinx_book_theme"
 html_static_path = ["page.css"]
@@ -111,7 +112,8 @@ def gather(app) -> None:
     for room in ROOMS:
         path = Path(srlab.__file__).with_name(room)
         files = sorted(path.glob("[!_]*.py"))
-        page = f"srlab.{room}\n{'=' * 40}\n\n.. automodule:: srlab.{room}\n"
+        page = ".. highlight:: python\n\n"
+        page += f"srlab.{room}\n{'=' * 40}\n\n.. automodule:: srlab.{room}\n"
         page += "   :no-members:\n" if files else ""
         for file in files:
             page += f"\n{file.stem}\n{'-' * 40}\n\n.. automodule:: srlab.{room}.{file.stem}\n"
@@ -141,7 +143,7 @@ def describe(app, doctree: nodes.document) -> None:
             words = [kind.astext() for kind in bundle if kind["mime_type"] == "text/plain"]
             for picture in bundle.findall(nodes.image):
                 picture["alt"] = " ".join(words)
-                if int(picture.get("width", 0)) > max(760, 2.2 * int(picture.get("height", 0))):
+                if int(picture.get("width", 0)) > max(640, 2.2 * int(picture.get("height", 0))):
                     picture["classes"].append("wide")  # a row of pictures
     for picture in doctree.findall(nodes.image):
         if not picture.get("alt"):
