@@ -67,7 +67,7 @@ def weights() -> str:
 def trainings() -> str:
     """How much of the study is done."""
     planned = set(ablation.plan(scale := ablation.SCALES["lite"], scale.rows))
-    done = planned & ablation.trained(STUDY)
+    done = planned & ablation.finished(STUDY)
     return f"{len(done)} of the study's {len(planned)} trainings are done."
 
 

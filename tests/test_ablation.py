@@ -87,7 +87,7 @@ def tiny(monkeypatch):
 
 def test_a_stopped_ablation_goes_on_and_its_scores_are_the_protocols(tiny, tmp_path):
     told, trainings = [], tmp_path / "trainings"
-    options = {"trainings": trainings, "device": "cpu", "say": told.append}
+    options = {"trainings": trainings, "device": "cpu", "log": told.append}
     rows = ["srresnet", "wasserstein"]
     ablation.run(tmp_path, "tiny", rows[:1], **options)
     before = (tmp_path / "runs.csv").read_text()

@@ -241,7 +241,7 @@ def _run(
     device: str,
     log: Callable[[str], None],
 ) -> Path:
-    scale, done = SCALES[profile], trained(folder)
+    scale, done = SCALES[profile], finished(folder)
     _forget_unfinished(folder / "scores.csv", done)
     wanted = [(n, s) for n, s in plan(scale, names) if not seeds or s in seeds]
     todo = [training for training in wanted if training not in done]
@@ -277,7 +277,7 @@ def plan(scale: Scale, names: Iterable[str]) -> list[tuple[str, int]]:
     ]
 
 
-def trained(folder: Path | str) -> set[tuple[str, int]]:
+def finished(folder: Path | str) -> set[tuple[str, int]]:
     """The trainings, (row, seed), that a folder's ``runs.csv`` holds.
 
     Raises:

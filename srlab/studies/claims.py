@@ -147,7 +147,7 @@ def verdicts(results: Path | str) -> list[Judged]:
     """
     results = Path(results)
     scale, again = ablation.SCALES["again"], results / "ablation-again"
-    complete = ablation.trained(again).issuperset(ablation.plan(scale, scale.rows))
+    complete = ablation.finished(again).issuperset(ablation.plan(scale, scale.rows))
     later = {j.claim: j for j in judge(again, asked("again"))} if complete else {}
     return [later.get(j.claim, j) for j in judge(results / "ablation-lite")]
 
@@ -208,7 +208,7 @@ def measured(folder: Path | str, claims: Sequence[Claim] = CLAIMS) -> dict[Claim
     """
     scores = ablation.read(Path(folder) / "scores.csv", ablation.SCORE_COLUMNS)
     runs = ablation.read(Path(folder) / "runs.csv", ablation.RUN_COLUMNS)
-    done = ablation.trained(folder)  # a killed run may have left pictures
+    done = ablation.finished(folder)  # a killed run may have left pictures
     scores = [line for line in scores if (line["row"], int(line["seed"])) in done]
     lines = {
         "psnr": [line for line in scores if float(line["share"]) == 1],
