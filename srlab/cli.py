@@ -74,8 +74,11 @@ def fetch(
 
         if into:
             raise SrlabError(f"{name} always goes where torch keeps its weights: leave out --into.")
-        vgg, lpips = PRETRAINED.get(name), name.removeprefix("lpips-")
-        print(f"{name}: {vgg.fetch() if vgg else perceptual.fetch(lpips)}")
+        if name in PRETRAINED:
+            file = PRETRAINED[name].fetch()
+        else:
+            file = perceptual.fetch(name.removeprefix("lpips-"))
+        print(f"{name}: {file}")
         return
     files = datasets.fetch(name, into)
     print(f"{name}: {len(files)} images in {files[0].parent}")

@@ -1,4 +1,5 @@
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,21 @@ def test_the_second_study_would_decide_its_claims_if_the_first_was_right():
         ]
         decided = sum(verdict != "inconclusive" for verdict in verdicts) / len(verdicts)
         assert decided >= 0.8, claim.text
+
+
+def test_a_second_study_speaks_only_when_all_of_its_trainings_are_done(tmp_path):
+    for name in ("ablation-lite", "ablation-again"):
+        shutil.copytree(RESULTS / name, tmp_path / name)
+    first, second = judge(tmp_path / "ablation-lite"), claims.asked("again")
+    found = claims.verdicts(tmp_path)
+    assert [j.claim for j in found] == list(CLAIMS)
+    assert [j for j in found if j.claim not in second] == [
+        j for j in first if j.claim not in second
+    ]
+    assert [j for j in found if j.claim in second] == judge(tmp_path / "ablation-again", second)
+    runs = tmp_path / "ablation-again" / "runs.csv"
+    runs.write_text("".join(runs.read_text().splitlines(keepends=True)[:-1]))
+    assert claims.verdicts(tmp_path) == first
 
 
 def test_a_trial_says_how_many_seeds_a_claim_needs(tmp_path):

@@ -222,7 +222,7 @@ def _fill_hidden(samples: np.ndarray) -> np.ndarray:
     """Give fully transparent pixels, (H, W, C), the mean colour of their visible neighbours.
 
     Nobody has seen the colour that a file holds there, often black; a network would smear it into
-    the visible edge. Farther from that than ``radius`` it stays.
+    the visible edge. Farther than four pixels from it colours stay as they are.
     """
     if samples[..., -1].all():
         return samples
