@@ -429,7 +429,7 @@ def evaluate(
 @app.command()
 def ablate(
     profile: Annotated[
-        str, typer.Option(help="smoke, lite, full; first, again, wide or long.")
+        str, typer.Option(help="smoke, lite, full; first, again, wide, wider or long.")
     ] = "lite",
     out: Annotated[
         Path | None, typer.Option(help="Folder of the CSV files; default runs/ablation-PROFILE.")

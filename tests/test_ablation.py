@@ -63,7 +63,7 @@ def test_the_plan_is_seed_by_seed_and_some_rows_have_fewer():
 
 
 def test_no_two_studies_share_a_seed():
-    names = ("first", "lite", "again", "wide", "long")
+    names = ("first", "lite", "again", "wide", "wider", "long")
     used = [seed for n in names for seed in {s for _, s in ablation.plan(SCALES[n], ROWS)}]
     assert len(used) == len(set(used))
 

@@ -159,7 +159,7 @@ def test_every_claim_names_rows_and_columns_that_the_ablation_has():
         assert claims.Claim.experiment.fget(claim).startswith(claim.metric)
 
 
-@pytest.mark.parametrize("profile", ["lite", "again", "wide", "long"])
+@pytest.mark.parametrize("profile", ["lite", "again", "wide", "wider", "long"])
 def test_a_study_trains_what_its_claims_need(profile):
     scale = ablation.SCALES[profile]
     for claim in claims.asked(profile):

@@ -175,6 +175,7 @@ SCALES = {
     ),
     # Do architectures differ more in wider networks, or in longer trainings?
     "wide": replace(_LITE, first_seed=20, seeds=4, features=32, rows=_ARCHITECTURES),
+    "wider": replace(_LITE, first_seed=24, seeds=3, features=64, rows=_ARCHITECTURES),
     "long": replace(_LITE, first_seed=30, seeds=3, steps=12_800, rows=_ARCHITECTURES),
     "full": Scale(
         train_set="div2k-train", test_sets={"set14": 1, "bsd100": 1, "div2k-valid": 1},

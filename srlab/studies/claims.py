@@ -102,6 +102,7 @@ _ASKED = {
         "It does, with a VGG critic",
     ),
     "wide": _ARCHITECTURES,
+    "wider": _ARCHITECTURES,
     "long": _ARCHITECTURES,
 }
 
