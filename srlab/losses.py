@@ -6,6 +6,7 @@ just a number.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,14 @@ class Perceptual(nn.Module):
         self.texture = texture
         if images is not None:
             calibrate(features, images)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a run keeps of this loss, to go on with no other: its network and texture."""
+        kept = {name: getattr(self.features, name, None) for name in ("net", "width", "pool")}
+        return {f"perceptual_{name}": value for name, value in kept.items()} | {
+            "perceptual_texture": self.texture
+        }
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
         if shift := min(self.shift, *(side // 2 for side in sr.shape[-2:])):

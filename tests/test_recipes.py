@@ -15,6 +15,7 @@ from srlab.training import recipes
 from srlab.training.engine import default_fabric
 from srlab.training.monitor import read_log
 from srlab.training.recipes import RECIPES, Recipe, build_critic, train
+from srlab.training.state import load_checkpoint, save_checkpoint
 
 QUIET = {"steps": 2, "batch_size": 2, "patch_size": 8, "validate_every": 0, "checkpoint_every": 0}
 
@@ -95,6 +96,41 @@ def test_texture_is_compared_by_vgg16_unless_it_is_left_out(bank, how, tmp_path,
     assert perceptual(blurred, hr) > plain(blurred, hr)
     assert perceptual(hr, hr) == plain(hr, hr) == 0
     assert losses[True] != losses[False]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"texture": False}, "perceptual_texture = 2.0, now 0.0"),
+        ({"pool": "max"}, "perceptual_pool = 'avg', now 'max'"),
+        ({"features": "vgg19"}, "perceptual_net = 'vgg16', now 'vgg19'"),
+    ],
+)
+def test_a_game_goes_on_with_its_own_perceptual_loss_only(
+    bank, how, tmp_path, monkeypatch, change, why
+):
+    monkeypatch.setattr(
+        recipes.vgg, "load", lambda name, taps, pool: Features(taps, 1 / 8, name, pool)
+    )
+
+    def play(steps, **options):
+        options = {"features": "vgg16"} | options
+        return train(
+            "srgan", bank, tmp_path, generator=SRResNet(1, 8, batch_norm=False), critic_width=8,
+            settings=QUIET | {"steps": steps}, **options, **how,
+        )  # fmt: skip
+
+    play(2)
+    saved = (tmp_path / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(SrlabError, match=f"other settings .*{why}"):
+        play(3, **change)
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == saved
+    state, info = load_checkpoint(tmp_path / "checkpoint.safetensors")
+    told = [key for key in info["config"] if key.startswith("perceptual_") and "weight" not in key]
+    for key in told:  # as in a checkpoint of before
+        del info["config"][key]
+    save_checkpoint(tmp_path / "checkpoint.safetensors", state, info)
+    assert play(3).step == 3
 
 
 def test_the_control_plays_without_an_opponent(bank, how, tmp_path):

@@ -90,6 +90,7 @@ def adversarial(
     run = Run(
         folder, config, rules.columns(config), fabric, parts=parts,
         engine=engine, validate=validate, on_step=on_step, progress=progress,
+        more=getattr(perceptual, "settings", {}),
     )  # fmt: skip
 
     with run:

@@ -1,7 +1,7 @@
 """A run's folder: checkpoint, resume, log, validation and a clean stop, shared by both loops."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -59,6 +59,7 @@ class Run:
         fabric, engine, validate, on_step, progress: as the loops have them.
         parts: the things with a state, by name: networks, optimizers, schedulers and the bank;
             among them ``generator`` and ``average``.
+        more: settings beside those of ``config`` that the run goes on with.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Run:
         on_step: Callable[[int, nn.Module], bool | None] | None,
         progress: bool,
         parts: dict[str, Any],
+        more: Mapping[str, Any] = {},
     ):
         self.folder, self.config, self.parts = Path(folder), config, parts
         self.fabric, self.writes = fabric, fabric.global_rank == 0
@@ -83,7 +85,8 @@ class Run:
         self.path = self.folder / CHECKPOINT
         self.model = describe(parts["generator"])  # a generator that cannot be described fails now
         crops = {"data": parts["bank"].contents, "seed": parts["bank"].seed}
-        self.settings = {"kind": type(config).__name__} | asdict(config) | crops
+        self.settings = {"kind": type(config).__name__} | asdict(config) | crops | more
+        self.told_later = {*crops, *more}  # settings that checkpoints of before did not tell
         self.monitor = Monitor(
             self.folder, metrics, config.log_every, config.steps,
             config.batch_size * fabric.world_size, progress and self.writes,
@@ -204,8 +207,7 @@ class Run:
 
     def _resume(self) -> tuple[int, list[Tensor]]:
         state, info = load_checkpoint(self.path)
-        # Checkpoints of before did not tell their data and seed.
-        theirs = {key: self.settings[key] for key in ("data", "seed")} | info["config"]
+        theirs = {key: self.settings[key] for key in self.told_later} | info["config"]
         differing = [
             f"{key} = {theirs.get(key)!r}, now {value!r}"
             for key, value in self.settings.items()
