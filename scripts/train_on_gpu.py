@@ -214,6 +214,7 @@ def release(stage: Stage, options: argparse.Namespace, result: Result) -> dict[s
         trained_on=options.trained_on or ", ".join(options.data),
         benchmarks=() if options.miniature else BENCHMARKS,
         device=device,
+        force=True,
     )
     exported, held_out = zoo.load(file), find(options.valid)
     mine, half, bicubic = (

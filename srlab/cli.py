@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -221,6 +221,7 @@ def train(
     from srlab.training import budget, recipes
     from srlab.training.config import AdversarialConfig, PretrainConfig
     from srlab.training.engine import ENGINES, default_fabric
+    from srlab.training.run import nothing_left
 
     if steps is not None and minutes is not None:
         raise SrlabError("--steps and --minutes cannot be combined: give one of them.")
@@ -298,7 +299,10 @@ def train(
     def agree(mine: float) -> float:
         return float(fabric.all_reduce(torch.tensor(mine, device=fabric.device)))
 
-    with only_here(folder, "a training") if speaks else nullcontext():
+    with ExitStack() as alone:
+        if speaks:
+            alone.enter_context(only_here(folder, "a training"))
+            alone.enter_context(nothing_left(folder))
         plan = budget.make(
             folder, trial, fabric.device, engine=engine, minutes=minutes,
             steps=None if minutes is not None else chosen["steps"], writes=speaks,
@@ -357,6 +361,7 @@ def export(
     share: Annotated[float, typer.Option(min=0, max=1, help="0: the start, 1: the run's own.")] = 1,
     trained_on: Annotated[str, typer.Option(help="What the model card says about the data.")] = "",
     half: Annotated[bool, typer.Option(help="Store half-precision floats.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a run's generator as a small weight file, with its log and its measured figures.
 
@@ -367,7 +372,7 @@ def export(
     if share != 1 and start is None:
         raise SrlabError("--share needs --start: the network on whose way to the run's it lies.")
     how: dict[str, Any] = {"start": start, "share": share, "trained_on": trained_on, "half": half}
-    notes = write(run, file, **how, progress=True)
+    notes = write(run, file, **how, force=force, progress=True)
     print(f"wrote {file} ({file.stat().st_size / 1e6:.2f} MB) and its log: {notes}")
 
 

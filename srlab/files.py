@@ -57,7 +57,7 @@ def only_here(folder: Path, work: str, file: str = LOCK) -> Iterator[None]:
     the lock may be taken several times. Where files cannot be locked at all, nothing is.
 
     Args:
-        folder: made if it is missing.
+        folder: made if it is missing, and then removed again if nothing lies in it at the end.
         work: what the message calls it, such as ``"a training"``.
         file: name of the lock, if it is for only a part of the folder.
 
@@ -67,6 +67,7 @@ def only_here(folder: Path, work: str, file: str = LOCK) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder.resolve() / file
     lock = FileLock(path, timeout=0, is_singleton=True, thread_local=False)
@@ -93,6 +94,9 @@ def only_here(folder: Path, work: str, file: str = LOCK) -> Iterator[None]:
             with suppress(OSError):
                 path.unlink()  # while it is held: a process that waits for it makes a new one
         lock.release()
+        with suppress(OSError):  # unless something lies in it
+            for place in new:
+                place.rmdir()
 
 
 def printable(text: object) -> str:

@@ -131,11 +131,20 @@ def test_train_resume_export_and_evaluate(run, photos, tmp_path):
     assert (folder / "log.csv").read_text().startswith("step,")
     assert not (tmp_path / "mine.pth").exists()
 
-    weights = tmp_path / "mine.safetensors"
-    status, _, _ = run("export", folder, weights, "--half", "--trained-on", "two tiny pictures")
+    weights, log = tmp_path / "mine.safetensors", tmp_path / "mine.csv"
+    for precious in (weights, log):
+        precious.write_text("precious")
+        status, _, err = run("export", folder, weights)
+        assert (status, precious.read_text()) == (1, "precious")
+        assert err == f"srlab: {precious} is there already: add --force to overwrite it.\n"
+        assert sorted(tmp_path.glob("mine*")) == [precious]
+        precious.unlink()
+    log.write_text("old")
+    how = ["--half", "--force", "--trained-on", "two tiny pictures"]
+    status, _, _ = run("export", folder, weights, *how)
     assert status == 0
     assert weights.stat().st_size < 2e6
-    assert weights.with_suffix(".csv").read_text().startswith("step,")
+    assert log.read_text().startswith("step,")
     status, out, _ = run("evaluate", weights, "--dataset", photos)
     assert status == 0
     assert "mean" in out
@@ -293,6 +302,39 @@ def test_image_smaller_than_the_crop(run, photos):
     status, _, err = run("train", "srresnet", "--data", photos, "--patch-size", 48)
     assert status == 1
     assert "0.png is too small" in err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--lr", "1e30", "--steps", "3", "--log-every", "3", "--validate-every", "0"],
+        ["--patch-size", "48"],
+        ["--engine", "fast"],
+        ["--minutes", "-1"],
+    ],
+)
+def test_a_training_that_is_refused_leaves_nothing(run, photos, tmp_path, wrong):
+    common = ["train", "srresnet", "--data", photos, "--validate", photos, "--device", "cpu"]
+    common += ["--engine", "fp32", *wrong, "--out"]
+    status, _, err = run(*common, tmp_path / "new" / "run")
+    assert (status, "Traceback" in err) == (1, False)
+    assert sorted(os.listdir(tmp_path)) == ["photos"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    assert run(*common, tmp_path / "mine")[0] == 1
+    assert os.listdir(tmp_path / "mine") == ["notes.txt"]
+
+
+def test_a_log_with_rows_tells_how_a_training_went_wrong(run, photos, tmp_path):
+    """The next try begins from nothing: no plan binds it, and the log is written anew."""
+    out = tmp_path / "run"
+    common = ["train", "srresnet", "--data", photos, "--validate", photos, "--out", out, *TINY]
+    status, _, err = run(*common, "--lr", "1e30", "--steps", "9", "--log-every", "1")
+    assert status == 1
+    assert "became NaN or infinite" in err
+    assert os.listdir(out) == ["log.csv"]
+    assert run(*common)[0] == 0
+    assert [row["step"] for row in read_rows(out / "log.csv")] == ["2"]
 
 
 def test_unwritable_output_folder(run, photos, tmp_path):

@@ -79,5 +79,14 @@ def test_the_lock_of_the_dead_is_taken_over(holder, tmp_path):
     assert os.listdir(tmp_path / "run") == []
 
 
+def test_a_folder_made_for_nothing_goes_again(tmp_path):
+    with only_here(tmp_path / "a" / "b", "a test"):
+        assert (tmp_path / "a" / "b").is_dir()
+    assert os.listdir(tmp_path) == []
+    with only_here(tmp_path / "a" / "b", "a test"):
+        (tmp_path / "a" / "kept").touch()
+    assert os.listdir(tmp_path / "a") == ["kept"]
+
+
 def test_names_do_not_write_to_the_terminal():
     assert printable("é\x1b[31m\udcff\n") == "é\\x1b[31m\\udcff\n"

@@ -17,6 +17,8 @@ from srlab.errors import SrlabError
 from srlab.files import whole
 from srlab.training.state import writing
 
+LOG = "log.csv"
+
 
 class TrainingDiverged(SrlabError):
     """A loss or a weight became NaN or infinite."""
@@ -51,7 +53,7 @@ class Monitor:
     mean: Callable[[Tensor], Tensor] = lambda values: values
 
     def __post_init__(self):
-        self.path = self.folder / "log.csv"
+        self.path = self.folder / LOG
         self.columns = ["step", *self.names]
         self.pending: list[Tensor] = []  # one vector of metrics a step since the last row
         self.extra: dict[str, float] = {}

@@ -26,6 +26,7 @@ def export(
     share: float = 1.0,
     trained_on: str = "",
     half: bool = True,
+    force: bool = False,
     benchmarks: tuple[str, ...] = BENCHMARKS,
     device: torch.device | str = "cpu",
     progress: bool = False,
@@ -40,6 +41,7 @@ def export(
             :func:`srlab.models.interpolation.interpolate`. By default the run's own.
         trained_on: what the file says of the data.
         half: store half-precision floats.
+        force: overwrite what is there from before, the weights and the log.
         benchmarks: sets to score; those that are not at hand are left out.
 
     Returns:
@@ -49,13 +51,17 @@ def export(
     Raises:
         CheckpointError: the folder holds no complete run.
         SrlabError: ``start`` is a generator of another architecture, or ``file`` is not a place
-            for weights.
+            for weights, or is there already.
     """
     file = Path(file)
     if file.suffix != ".safetensors":
         raise SrlabError(f"{file} does not end in .safetensors, the format of the weights.")
     if file.parent.resolve() == Path(run).resolve():
         raise SrlabError(f"{file} lies among the run's own files: name another folder.")
+    log = file.with_suffix(".csv")
+    for target in (file, log):
+        if target.exists() and not force:
+            raise SrlabError(f"{target} is there already: add --force to overwrite it.")
     _, info = load_checkpoint(run / CHECKPOINT)
     notes = {"trained_on": trained_on, "steps": info["step"], "config": info["config"]}
     generator = zoo.load(run)
@@ -71,6 +77,6 @@ def export(
             mean = protocol.mean(scores)
             notes[name] = f"{mean.psnr:.2f} / {mean.ssim:.4f}"
     zoo.save(generator.cpu(), file, half=half, notes=notes)
-    shutil.copyfile(run / "log.csv", file.with_suffix(".csv"))
+    shutil.copyfile(run / "log.csv", log)
     released.record(file)
     return notes

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from srlab.files import only_here
 from srlab.models.zoo import describe, load_weights
+from srlab.training.budget import PLAN
 from srlab.training.config import AdversarialConfig, PretrainConfig
 from srlab.training.engine import Engine, keep_own_kernels, threads_for
-from srlab.training.monitor import Monitor, stop_signal
+from srlab.training.monitor import LOG, Monitor, read_rows, stop_signal
 from srlab.training.optim import match_layout
 from srlab.training.state import CheckpointError, load_checkpoint, save_checkpoint, writing
 
@@ -85,7 +86,7 @@ class Run:
         self.path = self.folder / CHECKPOINT
         self.model = describe(parts["generator"])  # a generator that cannot be described fails now
         crops = {"data": parts["bank"].contents, "seed": parts["bank"].seed}
-        self.settings = {"kind": type(config).__name__} | asdict(config) | crops | more
+        self.settings = {"kind": type(config).__name__} | asdict(config) | crops | {**more}
         self.told_later = {*crops, *more}  # settings that checkpoints of before did not tell
         self.monitor = Monitor(
             self.folder, metrics, config.log_every, config.steps,
@@ -243,6 +244,24 @@ class Run:
         speed = patches / self.seconds if done else 0.0
         generator = deepcopy(self.average).eval()
         return Result(generator, self.folder, self.step, self.seconds, speed, self.stop.signal)
+
+
+@contextmanager
+def nothing_left(folder: Path) -> Iterator[None]:
+    """Remove what a training has written into ``folder`` if the body fails too early for any use.
+
+    Without a checkpoint the plan would only bind the next try; and a log without rows says nothing.
+    What was there before stays.
+    """
+    new = [file for file in (folder / PLAN, folder / LOG) if not file.exists()]
+    try:
+        yield
+    except BaseException:
+        if not (folder / CHECKPOINT).exists():
+            for file in new:
+                if not read_rows(file):
+                    file.unlink(missing_ok=True)
+        raise
 
 
 def _plain(value: Any) -> Any:
