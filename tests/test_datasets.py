@@ -162,6 +162,14 @@ def test_an_incomplete_set_says_how_much_is_there(data):
     assert status("div2k-valid") == (folder, 7)
 
 
+def test_the_training_pictures_of_bsds_hold_none_of_set5(data):
+    """BSDS500's 302003 is Set5's `woman`."""
+    folder = put_images(data / "BSDS400", 3)
+    (folder / "0001.png").rename(folder / "302003.png")
+    assert "302003" not in [file.stem for file in find("bsds400")]
+    assert status("bsds400") == (folder, 2)
+
+
 def test_sets_kept_by_hand_may_be_pruned(data):
     put_images(data / "train/BSDS400", 399)
     assert len(find("bsds400")) == 399
