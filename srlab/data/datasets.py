@@ -106,7 +106,7 @@ DATASETS: dict[str, ImageSet] = {
         _benchmark("Set14 (Zeyde et al. 2010)", 14, _NONE, _SET14, "Set14"),
         _benchmark("BSD100 (Martin et al. 2001)", 100, _STUDY, _BSDS, "BSD100", "BSDS100", "B100"),
         _benchmark("Urban100 (Huang et al. 2015)", 100, _NONE, _URBAN100, "Urban100"),
-        # Its picture 302003 is Set5's `woman`: who trains on it and tests on Set5 has seen the answer.
+        # Picture 302003 is Set5's `woman`: a network must not train on what it is tested on.
         ImageSet(
             "bsds400", "BSDS500 but BSD100", 399, _STUDY, _BSDS, ("BSDS400",), left_out="302003"
         ),
