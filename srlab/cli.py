@@ -400,13 +400,14 @@ def evaluate(
     MODEL may be another project's network, too: a .safetensors or .pth file that spandrel knows.
     """
     from srlab.data.datasets import find
-    from srlab.evaluation import perceptual, protocol, scores
+    from srlab.evaluation import perceptual, protocol, scores, tiling
     from srlab.evaluation.distribution import PatchFrechet
     from srlab.models import zoo
     from srlab.pictures.upscaling import usable
 
     files = find(dataset)
     generator, device = zoo.load(model), usable(device)
+    tiling.check_cost(tile, generator)
     shave = generator.scale if shave is None else shave
     try:
         rules = protocol.Protocol(channel=channel, shave=shave)

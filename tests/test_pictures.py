@@ -305,9 +305,9 @@ def test_transparency_becomes_white_in_jpeg(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_16_bits_are_kept_where_the_format_can(tmp_path, rng, suffix):
-    samples = rng.integers(0, 65536, (6, 9, 3)).astype(np.uint16)
+    samples = rng.integers(0, 65536, (18, 35, 3)).astype(np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", samples, photometric="rgb", iccprofile=SRGB)
-    convert(tmp_path / "a.tif", tmp_path / f"b{suffix}", tile=4)
+    convert(tmp_path / "a.tif", tmp_path / f"b{suffix}", tile=16)
     large = read_picture(tmp_path / f"b{suffix}")
     assert np.array_equal(large.samples, repeated(samples))
     assert large.icc == SRGB
@@ -388,9 +388,6 @@ def test_plan(tmp_path, monkeypatch):
     ):
         with pytest.raises(SrlabError, match=message):
             plan(sources, **options)
-    Path("empty").mkdir()
-    with pytest.raises(SrlabError, match="empty holds no images"):
-        plan(["empty"])
 
 
 # The command --------------------------------------------------------------------------------------
@@ -410,6 +407,33 @@ def test_a_folder_with_a_bad_file(run, tmp_path):
     assert "b.png is damaged" in err
     assert f"There is no file {tmp_path / 'gone.png'}" in err
     assert "Traceback" not in err
+
+
+def test_an_empty_folder_fails_alone(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    photo(tmp_path / "a.png")
+    status, _, err = run(tmp_path / "empty", *BICUBIC)
+    assert status == 1
+    assert err.startswith(f"srlab: {tmp_path / 'empty'} holds no images (.png")
+    status, out, err = run(tmp_path / "empty", tmp_path / "a.png", *BICUBIC)
+    assert status == 1
+    assert out.count(b"28 x 20 pixels") == 1
+    assert "1 of 2 pictures failed" in err
+    assert f"{tmp_path / 'empty'} holds no images (.png" in err
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "a_x4.png", "empty"]
+
+
+def test_tiles_that_are_mostly_border_are_refused(run, tmp_path, monkeypatch):
+    photo(tmp_path / "a.png")
+    status, _, err = run(tmp_path / "a.png", "--tile", 1)
+    assert status == 1
+    assert err.startswith("srlab: tile must be at least 18 pixels with this model")
+    assert os.listdir(tmp_path) == ["a.png"]
+    assert run(tmp_path / "a.png", "--tile", 18)[0] == 0
+    command = ["srlab", "evaluate", "srresnet", "--dataset", str(tmp_path), "--tile", "17"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit):
+        cli.main()
 
 
 def test_json_report(run, tmp_path):

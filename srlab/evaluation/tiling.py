@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from srlab.errors import SrlabError
 
+SMALLEST = 16  # pixels a side that are worth a call of the network, however little it sees
+
 
 @torch.no_grad()
 def upscale(
@@ -60,6 +62,22 @@ def check_tile(tile: int | None) -> None:
     """Raise SrlabError unless ``tile`` is None or positive."""
     if tile is not None and tile < 1:
         raise SrlabError(f"tile must be at least 1 pixel, got {tile}: 256 suits most machines.")
+
+
+def check_cost(tile: int, model: nn.Module) -> None:
+    """Raise SrlabError for a tile so small that its border is most of the work.
+
+    The result would be right, too, but take minutes in place of seconds. A tile as wide as its
+    border costs nine times its own pixels.
+    """
+    check_tile(tile)
+    least = max(model.receptive_radius, SMALLEST)
+    if tile < least:
+        raise SrlabError(
+            f"tile must be at least {least} pixels with this model, got {tile}: smaller ones take "
+            f"many times as long, for each is worked on with {model.receptive_radius} more pixels "
+            "on every side."
+        )
 
 
 def tiles(model: nn.Module, lr: Tensor, tile: int) -> Iterator[tuple[int, int, Tensor]]:

@@ -22,7 +22,7 @@ import numpy as np
 from torch import nn
 
 from srlab.data.images import list_images, picture_size
-from srlab.data.reading import Picture, read_picture
+from srlab.data.reading import ImageError, Picture, read_picture
 from srlab.data.writing import FORMATS, check_size, replacing, write_strips
 from srlab.errors import SrlabError
 from srlab.evaluation import tiling
@@ -69,6 +69,7 @@ def plan(
 
     ``photo.jpg`` becomes ``photo_x4.jpg`` beside it, and the pictures of a folder ``photos`` go to
     ``photos_x4``. A result has the format of its source, or PNG where that is BMP, GIF or a stream.
+    A folder without pictures is a job of its own, which fails.
 
     Args:
         sources: files, folders, glob patterns, or ``"-"`` for standard input.
@@ -77,7 +78,6 @@ def plan(
 
     Raises:
         UpscaleError: contradictions among these.
-        ImageError: a folder without pictures.
     """
     suffix, found = _suffix(format), _found(sources, scale)
     if str(out) == STREAM or (out is None and [source for source, _ in found] == [STREAM]):
@@ -136,10 +136,10 @@ def run(
         One :class:`Outcome` a job.
 
     Raises:
-        UpscaleError: a wrong tile or quality, or a result that would take the place of a picture
+        SrlabError: a wrong tile or quality, or a result that would take the place of a picture
             still to be read; nothing has been done.
     """
-    tiling.check_tile(tile)
+    tiling.check_cost(tile, network)
     if quality is not None and not 1 <= quality <= 100:
         raise UpscaleError(f"quality must be from 1 to 100, got {quality}: 95 is a good one.")
     _refuse_destroying_sources(jobs)
@@ -175,7 +175,10 @@ def _found(sources: Sequence[str | Path], scale: int) -> list[tuple[Path | str, 
         elif os.path.isdir(source):
             folder = Path(source).resolve()
             into = folder.with_name(f"{folder.name}_x{scale}")
-            found += [(file, into) for file in list_images(source)]
+            try:
+                found += [(file, into) for file in list_images(source)]
+            except ImageError:  # told by its job, so that the others are done
+                found.append((folder, None))
         elif glob.has_magic(source) and not os.path.exists(source):
             matches = sorted(Path(m) for m in glob.glob(source, recursive=True))
             found += [(m, None) for m in matches if os.path.isfile(m)] or [(Path(source), None)]
@@ -203,6 +206,8 @@ def _upscale_job(
     job: Job, network: nn.Module, tile: int, quality: int | None, force: bool, advance: Callable
 ) -> tuple[int, int]:
     """Do one job; returns the result's height and width."""
+    if os.path.isdir(job.source):
+        list_images(job.source)  # says why there are none
     _refuse_overwriting(job, force)
     source = BytesIO(sys.stdin.buffer.read()) if job.source == STREAM else job.source
     picture = _as_the_format_holds(read_picture(source), job.kind)
