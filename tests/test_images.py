@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image
+from PIL import Image, features
 from skimage.color import rgb2ycbcr
 
 from srlab.data import reading
@@ -483,9 +483,44 @@ def test_tiffs_that_pillow_would_misread_are_refused(tmp_path, rng):
     tifffile.imwrite(tmp_path / "a.tif", planes, photometric="rgb", planarconfig="separate")
     tifffile.imwrite(tmp_path / "b.tif", planes[0], photometric="miniswhite")
     tifffile.imwrite(tmp_path / "c.tif", planes[0].astype(np.int32))
-    for name in ("a.tif", "b.tif", "c.tif"):
-        with pytest.raises(ImageError, match=name):
+    for name, why in {"a.tif": "separate planes", "b.tif": "white as zero", "c.tif": ""}.items():
+        with pytest.raises(ImageError, match=f"{name}.*{why}.*: save it as"):
             read_image(tmp_path / name)
+
+
+def test_what_cannot_be_read_is_called_by_its_name(tmp_path, rng):
+    floats = rng.random((8, 9, 3), dtype=np.float32)
+    tifffile.imwrite(tmp_path / "float.tif", floats, photometric="rgb", compression="zlib")
+    (tmp_path / "phone.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (tmp_path / "new.jxl").write_bytes(b"\0\0\0\x0cJXL \r\n\x87\n")
+    for name, why in {
+        "float.tif": r"a TIFF of 3 channels of float32 \(.*deflate\)\. Save it as 16-bit PNG",
+        "phone.jpg": "it is HEIC, as phones write it. Save it as PNG or JPEG",
+        "new.jxl": "it is JPEG XL",
+    }.items():
+        with pytest.raises(ImageError, match=f"{name} is not a readable image: .*{why}"):
+            read_image(tmp_path / name)
+    with pytest.raises(ImageError, match="it is HEIC"):
+        read_picture(io.BytesIO((tmp_path / "phone.jpg").read_bytes()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix", "options"),
+    [("AVIF", ".avif", {"quality": 100, "subsampling": "4:4:4"}), ("JPEG2000", ".jp2", {})],
+)
+def test_avif_and_jpeg_2000(tmp_path, photo, kind, suffix, options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if not features.check({"AVIF": "avif", "JPEG2000": "jpg_2000"}[kind]):
+            pytest.skip(f"this Pillow lacks {kind}")
+    pixels = (photo.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / f"a{suffix}", kind, **options)
+    assert (read_image(tmp_path / f"a{suffix}") - photo).abs().max() < 0.03
+    whole = (tmp_path / f"a{suffix}").read_bytes()
+    for share in (0.02, 0.3, 0.8):
+        (tmp_path / "cut").write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(ImageError, match="cut"):
+            read_image(tmp_path / "cut")
 
 
 def read_or_none(path):

@@ -27,10 +27,21 @@ from srlab.errors import SrlabError
 MOST_BYTES = 1_350_000_000
 ROWS = 256  # worked on at once
 # Bytes a pixel that decoders hold beside Pillow's picture: libwebp its canvases, libtiff a strip.
-_DECODERS = {"WEBP": 12, "TIFF": 4}
+_DECODERS = {"WEBP": 12, "TIFF": 4, "AVIF": 12, "JPEG2000": 20}
 
 # Not all that Pillow knows: it would hand PostScript to an interpreter, for one.
-_READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+_READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000")
+# How files begin that people try all the same; \0 stands for any byte.
+_UNREADABLE = {
+    b"\0\0\0\0ftyphei": "HEIC, as phones write it",
+    b"\0\0\0\0ftypmif1": "HEIF",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"8BPS": "PSD",
+    b"%PDF": "PDF",
+    b"%!PS": "PostScript",
+    b"<svg": "SVG",
+}
 
 # Pillow has no 16-bit colour: its unpackers keep the high byte of each sample. The unpacker for
 # the opposite byte order keeps the low byte, so that decoding twice recovers all 16 bits. Grey
@@ -95,6 +106,7 @@ def read_picture(source: Source | Image.Image) -> Picture:
     It is turned as the EXIF orientation says. One bit becomes 8 bits of grey, a palette RGB, float
     TIFF in [0, 1] 16 bits, and CMYK sRGB, as in
     :func:`srlab.data.images.read_image`. Of several frames, the first.
+    Pillow decodes AVIF, and JPEG 2000 but for grey, to 8 bits.
     A profile for another number of channels than the picture has is dropped.
 
     Args:
@@ -145,13 +157,39 @@ def _explained(source: Source | Image.Image) -> Iterator[None]:
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        kinds = "a damaged or rare kind of PNG, JPEG, WebP, BMP, TIFF or GIF, or none of these"
-        raise ImageError(f"{name} is not a readable image: {kinds}.") from error
+        raise ImageError(f"{name} is not a readable image: {_what(source)}.") from error
     except Image.DecompressionBombError as error:
         advice = "if you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS"
         raise ImageError(f"{name} has too many pixels ({error}): {advice}.") from error
     except Exception as error:  # a damaged file can raise nearly anything
         raise ImageError(f"{name} is damaged or unsupported: {describe(error)}.") from error
+
+
+def _what(source: Source | Image.Image) -> str:
+    """What a file is that Pillow does not take, and what to do about it."""
+    start = b""
+    with suppress(OSError):
+        if isinstance(source, BytesIO):
+            start = source.getvalue()[:16]
+        elif isinstance(source, str | Path):
+            with open(source, "rb") as file:
+                start = file.read(16)
+    for magic, kind in _UNREADABLE.items():
+        if len(start) >= len(magic) and all(
+            m in (0, s) for m, s in zip(magic, start, strict=False)
+        ):
+            return f"it is {kind}. Save it as PNG or JPEG"
+    if start[:2] in (b"II", b"MM"):
+        with suppress(Exception):  # a damaged one
+            import tifffile
+
+            with tifffile.TiffFile(source) as tiff:
+                page = tiff.pages.first
+                kind = f"{page.samplesperpixel} channels of {page.dtype}"
+                packed = page.compression.name.lower().replace("_", " ")
+            return f"it is a TIFF of {kind} (compression: {packed}). Save it as 16-bit PNG or TIFF"
+    kinds = "PNG, JPEG, WebP, BMP, TIFF, GIF, AVIF or JPEG 2000"
+    return f"a damaged or rare kind of {kinds}, or none of these"
 
 
 def _name(source: Source | Image.Image) -> str:
@@ -194,12 +232,14 @@ def _refuse_misread(image: Image.Image, source: Source) -> None:
     """Refuse what Pillow would decode to wrong pixels without a word."""
     path = _name(source)
     bits = image.tag_v2.get(258, (1,)) if image.format == "TIFF" else (1,)
-    if bits[0] == 16:  # white as zero, or one plane per colour
-        odd = image.tag_v2.get(262) == 0 or (len(bits) > 1 and image.tag_v2.get(284) == 2)
-    else:
-        odd = bits[0] == 12
-    if odd:
-        kind = "12 bits, or 16 with white as zero or colours in separate planes"
+    kind = ""
+    if bits[0] == 12:
+        kind = "12 bits"
+    elif bits[0] == 16 and image.tag_v2.get(262) == 0:
+        kind = "16 bits, with white as zero"
+    elif bits[0] == 16 and len(bits) > 1 and image.tag_v2.get(284) == 2:
+        kind = "16 bits, with colours in separate planes"
+    if kind:
         raise ImageError(f"{path} is a rare kind of TIFF ({kind}): save it as 16-bit PNG.")
 
 
