@@ -152,13 +152,20 @@ def in_markdown(head: list[str], rows: list[list[str]]) -> str:
 TABLES = {f.__name__: f for f in (models, weights, trainings, verdicts, speed)}
 
 
+def whole(table: str) -> str:
+    """Figures that belong together stay on one line in a narrow column; LPIPS may take the next."""
+    table = re.sub(r"(?<=\d) (/|to) (?=[-+\d])", "\u00a0\\1\u00a0", table)
+    table = re.sub(r"(?<=\.\d{4})\u00a0/", " /", table)
+    return re.sub(r"(?<=\d) (?=(?:M|dB|LPIPS)\b)", "\u00a0", table)
+
+
 def renewed(page: str) -> str:
     """The page with every table as it should be.
 
     Raises:
         KeyError: a name that is not in TABLES.
     """
-    return MARKED.sub(lambda found: f"{found[1]}{found[2]}{TABLES[found[1]]()}\n", page)
+    return MARKED.sub(lambda found: f"{found[1]}{found[2]}{whole(TABLES[found[1]]())}\n", page)
 
 
 if __name__ == "__main__":
