@@ -37,13 +37,16 @@ def side_by_side() -> figures.Figure:
         for row, picture in zip(rows, pictures, strict=True):
             row.append(picture[:, top : top + DETAIL, left : left + DETAIL])
     names = ("bicubic", "srresnet, trained for PSNR", "wdrn-vgg-wgan, the final GAN", "original")
-    return figures.grid(
+    figure = figures.grid(
         torch.stack([detail for row in rows for detail in row]),
         ncol=6,
         titles=[title for name in names for title in (name, *[""] * 5)],
         alt="Details of six photographs by bicubic interpolation, by SRResNet, by the final GAN "
         "and in the original. Bicubic is blurred, SRResNet has sharp edges, the GAN has texture.",
     )
+    for title in figure.texts:
+        title.set_fontsize(14)  # the page is shown on phones, too
+    return figure
 
 
 def learning_curve() -> figures.Figure:
@@ -65,8 +68,8 @@ def recipe() -> figures.Figure:
         rows = list(csv.DictReader(file))
     shown = ("no skip", "skip", "skip, detail", "skip, detail, Muon")
     figure = figures.Figure(
-        700,
-        400,
+        600,
+        380,
         "PSNR on held-out pictures against training step, three seeds each: networks with the "
         "bicubic skip start at bicubic's line and stay above those without, detail sampling and "
         "Muon add less; seeds of one kind lie on each other.",
