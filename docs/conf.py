@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import get_type_hints
 
 from docutils import nodes
 from docutils.utils.math import MathError
@@ -79,6 +80,7 @@ highlight_language = "none"  # commands in the chapters are not Python
 html_theme = "sphinx_book_theme"
 html_static_path = ["page.css"]
 html_css_files = ["page.css"]
+html_favicon = "favicon.svg"
 html_math_renderer = "mathml"
 html_copy_source = False
 html_theme_options = {"use_fullscreen_button": False, "navbar_persistent": []}
@@ -143,17 +145,25 @@ def describe(app, doctree: nodes.document) -> None:
             words = [kind.astext() for kind in bundle if kind["mime_type"] == "text/plain"]
             for picture in bundle.findall(nodes.image):
                 picture["alt"] = " ".join(words)
-                if int(picture.get("width", 0)) > max(640, 2.2 * int(picture.get("height", 0))):
-                    picture["classes"].append("wide")  # a row of pictures
+                if int(picture.get("width", 0)) > max(640, 1.3 * int(picture.get("height", 0))):
+                    picture["classes"].append("wide")  # its letters would be too small on a phone
     for picture in doctree.findall(nodes.image):
         if not picture.get("alt"):
             log.warning("a picture without alternative text", location=picture)
 
 
 def sign(app, what, name, obj, options, signed, returns) -> tuple[str | None, str | None]:
-    """A widget is called as its ``__init__`` says: what it inherits takes just anything."""
+    """A widget is called as its ``__init__`` says: what it inherits takes just anything.
+
+    Of a command's parameters the types remain, without what the command line says of them.
+    """
     if what == "class" and signed and signed.startswith("(*args"):
         own = signature(obj.__init__, bound_method=True)
+        signed = stringify_signature(own, show_return_annotation=False, unqualified_typehints=True)
+    elif what == "function" and signed and "Annotated[" in signed:
+        own, hints = signature(obj), get_type_hints(obj)
+        parts = [p.replace(annotation=hints[name]) for name, p in own.parameters.items()]
+        own = own.replace(parameters=parts)
         signed = stringify_signature(own, show_return_annotation=False, unqualified_typehints=True)
     return signed, returns
 

@@ -22,7 +22,7 @@ def build(root, text):
     """Two chapters, the first with a text, a picture and a result; (exit status, page)."""
     (root / "notebooks").mkdir()
     (root / "docs").mkdir()
-    for name in ("conf.py", "page.css"):
+    for name in ("conf.py", "page.css", "favicon.svg"):
         shutil.copy(CLONE / "docs" / name, root / "docs")
     chapters = "notebooks/00_start\nnotebooks/01_data\nnotebooks/glossary\n"
     (root / "docs/index.md").write_text(f"# Course\n```{{toctree}}\n{chapters}```\n")
@@ -50,6 +50,7 @@ def test_a_page_shows_what_was_stored_and_needs_no_network(tmp_path, monkeypatch
     assert 'href="01_data.html#crops"' in page
     assert re.search(r'<img alt="A cup"', page)
     assert "as it was stored" in page
+    assert '<link rel="icon" href="../_static/favicon.svg"/>' in page
     assert "<msup>" in page
     assert "colab.research.google.com/github/owner/name/blob/main/notebooks/00_start.ipynb" in page
     assert "mybinder.org/v2/gh/owner/name/main?urlpath=lab/tree/notebooks/00_start.ipynb" in page
