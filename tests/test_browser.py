@@ -264,6 +264,7 @@ def test_widgets_answer_mouse_keys_files_and_the_stop_button(opened, tmp_path):
     # A photo in, one four times as large out; what the link downloads is the whole picture.
     photo = tmp_path / "my photo.png"
     Image.fromarray(astronaut()[100:148, 200:264]).save(photo)
+    page.screenshot(path=SCREENSHOTS / "upload-before.png")
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Choose a photo").click()
     chooser.value.set_files(photo)

@@ -526,7 +526,7 @@ def test_the_line_starts_in_the_middle_and_moves_with_the_slider(noise):
 
 def test_where_no_kernel_runs_a_still_picture_is_shown(noise):
     widget = before_after(noise(3, 8, 16), noise(3, 8, 16), labels=("bicubic", "SRGAN"))
-    data = widget._repr_mimebundle_()
+    data, _ = widget._repr_mimebundle_()
     assert base64.b64decode(data["image/png"]) == widget.printed()
     assert all(label in data["text/plain"] for label in ("bicubic", "SRGAN"))
     view = data["application/vnd.jupyter.widget-view+json"]

@@ -96,14 +96,17 @@ KINDS = ["compare", "lens", "crops", "degradation", "taps", "training", "upload"
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_a_kernel_there_is_a_picture_and_a_text(make, kind):
     widget = make(kind)
-    data = widget._repr_mimebundle_()
+    data, metadata = widget._repr_mimebundle_()
     still = decode(base64.b64decode(data["image/png"]))
+    size = metadata["image/png"]["height"], metadata["image/png"]["width"]
+    assert still.shape[:2] in (size, (2 * size[0], 2 * size[1]))
+    assert metadata["image/png"]["alt"] == widget.alt
     assert min(still.shape[:2]) >= 60
     assert still.std() > 0
     assert len(data["image/png"]) < 400_000
     assert len(data["text/plain"]) > 20
     assert re.search("0x|object at", data["text/plain"]) is None  # the same on every run
-    assert data["text/plain"] == make(kind)._repr_mimebundle_()["text/plain"]
+    assert data["text/plain"] == make(kind)._repr_mimebundle_()[0]["text/plain"]
     assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == widget.model_id
 
 

@@ -24,6 +24,7 @@ class Card(ipywidgets.VBox):
     """
 
     alt = ""  # the picture in words
+    sharpness = 1  # pixels of printed()'s file to one of the page; more makes letters crisp
     _made: ClassVar[dict[str, tuple[int, list["Card"]]]] = {}  # cell -> execution, its widgets
 
     def __init__(self, *children: ipywidgets.Widget):
@@ -56,10 +57,11 @@ class Card(ipywidgets.VBox):
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.alt}>"
 
-    def _repr_mimebundle_(self, **kwargs) -> dict[str, object]:
-        live = super()._repr_mimebundle_(**kwargs)
-        still = {"image/png": base64.b64encode(self.printed()).decode(), "text/plain": self.alt}
-        return live | still
+    def _repr_mimebundle_(self, **kwargs) -> tuple[dict, dict]:
+        live, file = super()._repr_mimebundle_(**kwargs), self.printed()
+        still = {"image/png": base64.b64encode(file).decode(), "text/plain": self.alt}
+        width, height = (n // self.sharpness for n in Image.open(io.BytesIO(file)).size)
+        return live | still, {"image/png": {"alt": self.alt, "width": width, "height": height}}
 
 
 def controls(*widgets: ipywidgets.Widget) -> ipywidgets.Box:
@@ -120,14 +122,14 @@ def note(text: str, alt: str) -> Figure:
     return figure
 
 
-def beside(*files: bytes) -> bytes:
+def beside(*files: bytes, gap: int = 12) -> bytes:
     """PNG files side by side on white."""
     pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
-    width, height = sum(p.width + 12 for p in pictures) - 12, max(p.height for p in pictures)
+    width, height = sum(p.width + gap for p in pictures) - gap, max(p.height for p in pictures)
     joined, x = Image.new("RGB", (width, height), "white"), 0
     for picture in pictures:
         joined.paste(picture, (x, 0))
-        x += picture.width + 12
+        x += picture.width + gap
     return png(np.asarray(joined), compress_level=9)
 
 

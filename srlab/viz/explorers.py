@@ -32,6 +32,7 @@ class CropPicker(Card):
     """
 
     alt = "The LR crops of one place in their eight orientations, above the HR crops of that place"
+    sharpness = 2
 
     def __init__(self, bank: PatchBank, patch_size: int = 24):
         for name, (_, _, height, width) in zip(bank.names, bank.boxes.tolist(), strict=True):
@@ -66,7 +67,7 @@ class CropPicker(Card):
         lr, hr = self.crops
         lr = lr.repeat_interleave(self.bank.scale, 1).repeat_interleave(self.bank.scale, 2)
         turned = torch.stack([dihedral(crop, k) for crop in (lr, hr) for k in range(8)])
-        return grid(turned, 8, [*ORIENTATIONS, *[""] * 8]).png()
+        return grid(turned, 8, [*ORIENTATIONS, *[""] * 8]).png(self.sharpness)
 
     def _box(self) -> list[int]:
         return self.bank.boxes[self.image.value - 1].tolist()
@@ -115,6 +116,7 @@ class DegradationExplorer(Card):
         hr: picture, (3, H, W) float in [0, 1]; cut to a multiple of 24, at least 48 pixels a side.
     """
 
+    sharpness = 2
     kernels = ("bicubic", "bilinear", "box")
     scales = (2, 3, 4, 8)
 
@@ -156,9 +158,10 @@ class DegradationExplorer(Card):
         return shrink(self.hr, self.scale.value, self.kernel.value, self.antialias.value)
 
     def still(self) -> bytes:
-        height, width = self._shown()
+        height, width = (self.sharpness * n for n in self._shown())
         pixels = Image.fromarray(picture(self.lr)).resize((width, height), Image.Resampling.NEAREST)
-        return beside(png(np.asarray(pixels)), self._spectrum().png())
+        chart = self._spectrum().png(self.sharpness)
+        return beside(png(np.asarray(pixels)), chart, gap=12 * self.sharpness)
 
     def _shown(self) -> tuple[int, int]:
         height, width = self.hr.shape[-2:]

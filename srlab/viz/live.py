@@ -28,6 +28,11 @@ from srlab.viz.figures import Figure, compare, curves, picture
 
 TILE = 192  # LR pixels: a click on Cancel waits for one tile, a second or two
 WINDOW = 420, 840  # height and width of the enlarged photo that is seen at a time
+# FileUpload writes the number of its files behind its name, always "(0)" here: the name is drawn
+# anew without it. A screen reader hears only the first name.
+PLAIN_BUTTON = """<style>button.srlab-upload { font-size: 0 } .srlab-upload i { font-size: 14px }
+.srlab-upload::after { font-size: 13px; content: "Choose a photo"; content: "Choose a photo" / "" }
+</style>"""
 
 
 class TrainingPanel(Card):
@@ -48,6 +53,8 @@ class TrainingPanel(Card):
             then.
         every: seconds between two drawings, at least; drawing takes at most a tenth of the time.
     """
+
+    sharpness = 2
 
     def __init__(
         self,
@@ -123,10 +130,11 @@ class TrainingPanel(Card):
                 page.update(self)
 
     def still(self) -> bytes:
-        files = [self._curve().png()]
+        files = [self._curve().png(self.sharpness)]
         if self.enlarged is not None:
-            files.append(png(picture(self.enlarged[1])))
-        return beside(*files)
+            pixels = picture(self.enlarged[1]).repeat(self.sharpness, 0)
+            files.append(png(pixels.repeat(self.sharpness, 1)))
+        return beside(*files, gap=12 * self.sharpness)
 
     def _rewind(self) -> None:
         self.stopped.clear()
@@ -207,7 +215,7 @@ class UploadBox(Card):
             description="Choose a photo",
             tooltip="PNG, JPEG, WebP or TIFF, up to 10 MB",
             layout={"width": "200px"},
-        )
+        ).add_class("srlab-upload")
         self.upload.observe(self._take, "value")
         self.bar = ipywidgets.FloatProgress(
             0, max=1, description="enlarged", tooltip="how much of the photo is enlarged"
@@ -226,7 +234,8 @@ class UploadBox(Card):
             },
         )  # fmt: skip
         inputs = controls(self.upload, self.bar, self.button)
-        super().__init__(inputs, controls(self.status, self.link), stage)
+        plain = ipywidgets.HTML(PLAIN_BUTTON, layout={"display": "none"})
+        super().__init__(inputs, controls(self.status, self.link), stage, plain)
 
     def still(self) -> bytes:
         """The photo beside bicubic; before there is one, an example by the same network."""
