@@ -207,7 +207,8 @@ def test_train_the_final_model_from_a_run_by_a_profile(run, photos, tmp_path):
     [
         (["evaluate", "srresnt"], "srresnet"),
         (["evaluate", "bicubic", "--dataset", "set55"], "set5"),
-        (["fetch", "div2k"], "div2k-train"),
+        (["fetch", "div2k-trian"], "cannot be fetched (did you mean div2k-train?)"),
+        (["fetch", "."], "'.' cannot be fetched: name one of photos, "),
         (["train", "edsr"], "srresnet"),
         (["train", "srresnet", "--data", "photos@x"], "@2"),
         (["train", "srresnet", "--steps", "0"], "steps"),

@@ -230,12 +230,15 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _unknown(name: str | Path) -> DatasetError:
-    close = difflib.get_close_matches(str(name).lower(), DATASETS, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
     return DatasetError(
-        f"{str(name)!r} is neither an image set nor a folder{hint}: name one of "
+        f"{str(name)!r} is neither an image set nor a folder{_close(name)}: name one of "
         f"{', '.join(DATASETS)}, or the path of your own folder of images."
     )
+
+
+def _close(name: str | Path) -> str:
+    close = difflib.get_close_matches(str(name).lower(), DATASETS, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _absent(image_set: ImageSet, folder: Path | None, found: int) -> DatasetError:
@@ -272,7 +275,8 @@ def fetch(name: str, into: str | Path | None = None, progress: bool = True) -> l
             not the published one or not safe to unpack.
     """
     if (image_set := DATASETS.get(name)) is None:
-        raise _unknown(name)
+        names = ", ".join(DATASETS)
+        raise DatasetError(f"{name!r} cannot be fetched{_close(name)}: name one of {names}.")
     roots = data_folders() if into is None else [Path(os.path.expanduser(into))]
     folder, images = _locate(image_set, roots)
     if len(images) >= image_set.needed:
