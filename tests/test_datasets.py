@@ -181,7 +181,7 @@ def test_an_unknown_set_lists_the_known_ones_and_the_closest(data, get):
         get("Urban10")
     assert "did you mean urban100?" in str(error.value)
     assert all(name in str(error.value) for name in DATASETS)
-    assert "folder" in str(error.value)
+    assert ("folder" in str(error.value)) == (get is find)  # no folder of one's own is fetched
 
 
 def test_status_never_raises(data):
