@@ -36,7 +36,7 @@ from srlab.models.interpolation import interpolate
 from srlab.training import recipes
 from srlab.training.config import AdversarialConfig, PretrainConfig
 from srlab.training.engine import ENGINES, default_fabric
-from srlab.training.monitor import TrainingDiverged, read_log
+from srlab.training.monitor import LOG, TrainingDiverged, read_log
 from srlab.training.run import CHECKPOINT
 
 
@@ -410,7 +410,7 @@ class _Lab:
             generator = result.generator.cpu()
             zoo.save(generator, final)
             (folder / CHECKPOINT).unlink(missing_ok=True)
-        return generator, told | _told_by_log(folder / "log.csv", row)
+        return generator, told | _told_by_log(folder / LOG, row)
 
     @torch.no_grad()
     def _quick_psnr(self, generator: nn.Module) -> float:

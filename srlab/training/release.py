@@ -12,6 +12,7 @@ from srlab.evaluation import protocol
 from srlab.models import released, zoo
 from srlab.models.generators import fold
 from srlab.models.interpolation import interpolate
+from srlab.training.monitor import LOG
 from srlab.training.run import CHECKPOINT
 from srlab.training.state import load_checkpoint
 
@@ -77,6 +78,6 @@ def export(
             mean = protocol.mean(scores)
             notes[name] = f"{mean.psnr:.2f} / {mean.ssim:.4f}"
     zoo.save(generator.cpu(), file, half=half, notes=notes)
-    shutil.copyfile(run / "log.csv", log)
+    shutil.copyfile(run / LOG, log)
     released.record(file)
     return notes

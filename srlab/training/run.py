@@ -259,7 +259,7 @@ def nothing_left(folder: Path) -> Iterator[None]:
     except BaseException:
         if not (folder / CHECKPOINT).exists():
             for file in new:
-                if not read_rows(file):
+                if file.name == PLAN or not read_rows(file):
                     file.unlink(missing_ok=True)
         raise
 

@@ -20,7 +20,7 @@ from srlab.errors import SrlabError
 from srlab.evaluation.tiling import upscale
 from srlab.training import rules
 from srlab.training.config import AdversarialConfig, PretrainConfig
-from srlab.training.monitor import read_log
+from srlab.training.monitor import LOG, read_log
 from srlab.training.run import Result
 from srlab.viz.card import WIDE, Card, beside, choice, controls, data_uri, note, png, tile
 from srlab.viz.compare import Compare
@@ -169,7 +169,7 @@ class TrainingPanel(Card):
 
     def _curve(self) -> Figure:
         name = self.curve.value
-        row = read_log(self.folder / "log.csv").get(name)
+        row = read_log(self.folder / LOG).get(name)
         if row is None:
             text = f"{name}: the first row of the log comes after step {self.config.log_every}"
             return note(text, self.alt)
