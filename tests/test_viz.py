@@ -618,6 +618,10 @@ def test_a_contour_is_brightest_where_the_value_is_largest(log):
         figures.contour([1, 2], [1, 2], [1, 2], "x", "y", "value")
 
 
+def test_no_two_of_28_models_look_alike():
+    assert len(set(figures.styles(str(i) for i in range(28)).values())) == 28
+
+
 def test_points_of_a_plane_stand_at_their_numbers_under_their_names():
     points = {"bicubic": (26.0, 0.5), "GAN": (25.5, 0.2), "net": (27.0, 0.4)}
     path = [(27.0, 0.4), (26.5, 0.3), (25.5, 0.2)]

@@ -128,9 +128,13 @@ Point = tuple[float, float]
 def styles(names: Iterable[str]) -> dict[str, Style]:
     """A colour and a marker for each name, to keep through all figures of a chapter.
 
-    Neither colour nor shape alone: together they tell many points apart.
+    Neither colour nor shape alone: together they tell 28 points apart.
     """
-    return {n: (COLOURS[i % len(COLOURS)], "osD^vP*"[i // 2 % 7]) for i, n in enumerate(names)}
+    shapes = "osD^vP*"
+    return {
+        n: (COLOURS[i % len(COLOURS)], shapes[(i // 2 + i // 14) % len(shapes)])
+        for i, n in enumerate(names)
+    }
 
 
 _styles = styles  # where an argument bears its name
