@@ -89,11 +89,17 @@ def pack(
     name: Annotated[str, typer.Argument(help="Set name or folder; NAME@2 halves its pictures.")],
     out: Annotated[Path, typer.Argument(help="Folder for the pixels, for `train --data`.")],
     scale: Annotated[int, typer.Option(min=1, help="HR size / LR size.")] = 4,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace what was packed into OUT before.")
+    ] = False,
 ) -> None:
     """Decode a set once, onto disk: trainings start at once, and it may be larger than memory."""
+    from srlab.data import stored
     from srlab.data.bank import PatchBank
     from srlab.data.datasets import training_files
 
+    if stored.is_bank(out) and not force:
+        raise SrlabError(f"{out} holds a packed set already: add --force to replace it.")
     files, shrink = training_files([name])
     bank = PatchBank.from_files(files, scale, shrink=shrink, progress=True, folder=out)
     print(

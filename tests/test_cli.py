@@ -17,6 +17,7 @@ from srlab.data.images import write_image
 from srlab.models import zoo
 from srlab.models.generators import fold
 from srlab.training.monitor import read_rows
+from srlab.training.release import export
 from srlab.training.state import load_checkpoint
 
 
@@ -110,7 +111,10 @@ def test_evaluate_puts_lpips_beside_psnr_and_ssim(run, photos, tmp_path, monkeyp
     assert all(float(row.split(",")[3]) > 0 for row in rows[1:])
 
 
-def test_train_resume_export_and_evaluate(run, photos, tmp_path):
+def test_train_resume_export_and_evaluate(run, photos, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
     folder = tmp_path / "run"
     command = ["train", "srresnet", "--data", photos, "--validate", photos, "--out", folder, *TINY]
     status, out, _ = run(*command)
@@ -139,6 +143,13 @@ def test_train_resume_export_and_evaluate(run, photos, tmp_path):
         assert err == f"srlab: {precious} is there already: add --force to overwrite it.\n"
         assert sorted(tmp_path.glob("mine*")) == [precious]
         precious.unlink()
+    with monkeypatch.context() as patch:  # stopped while it scores
+        patch.setattr("srlab.training.release.status", lambda name: (tmp_path, 1))
+        patch.setattr("srlab.training.release.find", lambda name: [])
+        patch.setattr("srlab.evaluation.protocol.evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export(folder, weights)
+    assert not list(tmp_path.glob("mine*"))
     log.write_text("old")
     how = ["--half", "--force", "--trained-on", "two tiny pictures"]
     status, _, _ = run("export", folder, weights, *how)
@@ -256,6 +267,18 @@ def test_a_packed_folder_is_given_alone(run, photos, tmp_path):
     status, _, err = run("train", "srresnet", "--data", tmp_path / "bank", "--data", photos, *TINY)
     assert status == 1
     assert "alone" in err
+
+
+def test_a_packed_set_is_replaced_only_if_told_to(run, photos, tmp_path):
+    assert run("pack", photos, tmp_path / "bank")[0] == 0
+    again = ("pack", photos, tmp_path / "bank", "--scale", 2)
+    before = (tmp_path / "bank" / "bank.json").read_bytes()
+    status, _, err = run(*again)
+    assert status == 1
+    assert "holds a packed set already: add --force to replace it" in err
+    assert (tmp_path / "bank" / "bank.json").read_bytes() == before
+    assert run(*again, "--force")[0] == 0
+    assert (tmp_path / "bank" / "bank.json").read_bytes() != before
 
 
 def test_a_bank_of_another_scale_is_refused(run, photos, tmp_path):

@@ -516,6 +516,7 @@ def test_avif_and_jpeg_2000(tmp_path, photo, kind, suffix, options):
     pixels = (photo.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / f"a{suffix}", kind, **options)
     assert (read_image(tmp_path / f"a{suffix}") - photo).abs().max() < 0.03
+    assert list_images(tmp_path) == [tmp_path / f"a{suffix}"]
     whole = (tmp_path / f"a{suffix}").read_bytes()
     for share in (0.02, 0.3, 0.8):
         (tmp_path / "cut").write_bytes(whole[: int(share * len(whole))])

@@ -14,11 +14,12 @@ from torch import Tensor
 from srlab.data.reading import ROWS, ImageError, file_samples, layout, on_white, opened
 from srlab.data.writing import FORMATS, replacing, write_strips
 
-IMAGE_SUFFIXES = (*FORMATS, ".bmp")
+IMAGE_SUFFIXES = (*FORMATS, ".bmp")  # written, and read
+READ_SUFFIXES = (*IMAGE_SUFFIXES, ".avif", ".jp2")
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The :data:`IMAGE_SUFFIXES` files directly in ``folder``, sorted, without hidden ones.
+    """The :data:`READ_SUFFIXES` files directly in ``folder``, sorted, without hidden ones.
 
     (macOS puts a ``._name.png`` that is no picture beside each picture.)
 
@@ -30,13 +31,13 @@ def list_images(folder: str | Path) -> list[Path]:
     except OSError as error:
         raise ImageError(f"{folder} cannot be listed as a folder: {error.strerror}.") from error
     if not paths:
-        raise ImageError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
+        raise ImageError(f"{folder} holds no images ({', '.join(READ_SUFFIXES)}).")
     return paths
 
 
 def is_picture(path: PurePath) -> bool:
-    """Whether a file is one of :data:`IMAGE_SUFFIXES` by its name, and not hidden."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    """Whether a file is one of :data:`READ_SUFFIXES` by its name, and not hidden."""
+    return path.suffix.lower() in READ_SUFFIXES and not path.name.startswith(".")
 
 
 def read_image(path: str | Path) -> Tensor:

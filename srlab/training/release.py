@@ -1,6 +1,7 @@
 """A finished run becomes a weight file with its card's figures and its log."""
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def export(
 
     Returns:
         What the file tells of itself: steps, configuration, and the figures ("PSNR / SSIM") by
-        name of the set, measured on the file as it was written.
+        name of the set, measured on the weights as they are stored. The file appears when they
+        are known.
 
     Raises:
         CheckpointError: the folder holds no complete run.
@@ -69,9 +71,10 @@ def export(
     if start is not None:
         generator = interpolate(fold(zoo.load(start)), generator, share)
         notes |= {"start": str(start), "share": share}
-    zoo.save(generator, file, half=half, notes=notes)
-    released.record(file)  # only listed files load
-    generator = zoo.load(file)
+    with tempfile.TemporaryDirectory() as folder:  # what is scored is what a file gives back
+        trial = Path(folder) / file.name
+        zoo.save(generator, trial, half=half, notes=notes)
+        generator = zoo.load(trial)
     for name in benchmarks:
         if status(name)[0]:
             scores = protocol.evaluate(generator, find(name), device=device, progress=progress)
