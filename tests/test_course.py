@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -416,8 +417,10 @@ def test_a_stopped_course_leaves_no_kernel_behind(root, tmp_path, number):
         write_chapter(root, name, code, tagged=None)
     log = tmp_path / "log"
     command = [sys.executable, "-m", "srlab", "course", "run", "--jobs", "2"]
+    # A shell that runs the tests in the background has them ignore Ctrl-C; the course shall not.
+    heard = partial(signal.signal, number, signal.SIG_DFL)
     with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file)
+        process = subprocess.Popen(command, stdout=file, stderr=file, preexec_fn=heard)
     files = [root / "runs/lite" / chapter / "pid" for chapter in ("02", "07")]
     deadline = time.monotonic() + 90
     while not all(file.is_file() and file.read_text() for file in files):
