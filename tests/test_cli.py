@@ -149,6 +149,10 @@ def test_train_resume_export_and_evaluate(run, photos, tmp_path, monkeypatch):
         patch.setattr("srlab.evaluation.protocol.evaluate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             export(folder, weights)
+        nowhere = folder / "log.csv" / "mine.safetensors"  # told before
+        status, _, err = run("export", folder, nowhere)
+        assert status == 1
+        assert err.startswith(f"srlab: cannot write {nowhere} ")
     assert not list(tmp_path.glob("mine*"))
     log.write_text("old")
     how = ["--half", "--force", "--trained-on", "two tiny pictures"]

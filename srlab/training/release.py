@@ -15,7 +15,7 @@ from srlab.models.generators import fold
 from srlab.models.interpolation import interpolate
 from srlab.training.monitor import LOG
 from srlab.training.run import CHECKPOINT
-from srlab.training.state import load_checkpoint
+from srlab.training.state import load_checkpoint, writing
 
 BENCHMARKS = ("set5", "set14", "bsd100", "urban100")
 
@@ -52,7 +52,7 @@ def export(
         are known.
 
     Raises:
-        CheckpointError: the folder holds no complete run.
+        CheckpointError: the folder holds no complete run, or ``file`` cannot be written.
         SrlabError: ``start`` is a generator of another architecture, or ``file`` is not a place
             for weights, or is there already.
     """
@@ -71,6 +71,9 @@ def export(
     if start is not None:
         generator = interpolate(fold(zoo.load(start)), generator, share)
         notes |= {"start": str(start), "share": share}
+    with writing(file):  # refused now, not after minutes of scoring
+        file.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=file.parent).close()
     with tempfile.TemporaryDirectory() as folder:  # what is scored is what a file gives back
         trial = Path(folder) / file.name
         zoo.save(generator, trial, half=half, notes=notes)
