@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from srlab.errors import SrlabError
+from srlab.models.generators import polyphase
 
 SMALLEST = 16  # pixels a side that are worth a call of the network, however little it sees
 
@@ -22,7 +23,8 @@ def upscale(
     A tile is cut out together with a border as wide as the network sees
     (``model.receptive_radius``), and the border's output is thrown away. What is left has seen
     everything that it would have seen in the whole image, so the tiled result equals the untiled
-    one up to float rounding, and memory depends on the tile instead of on the image.
+    one up to float rounding, and memory depends on the tile instead of on the image. Up to float
+    rounding, too, it runs in the fastest way: with a polyphase tail, channels last.
 
     Args:
         model: a generator with ``scale`` and ``receptive_radius``.
@@ -42,9 +44,10 @@ def upscale(
         return upscale(model, lr[None], tile, on_tile)[0]
     training = [module for module in model.modules() if module.training]
     model.eval()
+    model, lr = polyphase(model), lr.contiguous(memory_format=torch.channels_last)
     try:
         if tile is None or max(lr.shape[-2:]) <= tile:
-            return model(lr)
+            return model(lr).contiguous()
         n, c, height, width = lr.shape
         sr, done = lr.new_empty(n, c, height * model.scale, width * model.scale), 0
         for top, left, part in tiles(model, lr, tile):

@@ -31,7 +31,7 @@ from srlab.evaluation.tiling import upscale
 from srlab.files import only_here
 from srlab.models import zoo
 from srlab.models.critics import Discriminator, NoCritic
-from srlab.models.generators import WDRN, SRResNet, polyphase
+from srlab.models.generators import WDRN, SRResNet
 from srlab.models.interpolation import interpolate
 from srlab.training import recipes
 from srlab.training.config import AdversarialConfig, PretrainConfig
@@ -442,7 +442,7 @@ class _Lab:
         self, generator: nn.Module, sets: Mapping[str, int], share: float, judge: Any = None
     ) -> list[dict[str, Any]]:
         """PSNR by the published protocol, and LPIPS of the whole picture, at 8 bit."""
-        network, lines = polyphase(generator.eval().to(self.device)), []
+        network, lines = generator.eval().to(self.device), []
         for p in (p for name, every in sets.items() for p in self._test_pictures(name, every)):
             sr = quantize(upscale(network, p.lr, None))
             pair = protocol.prepare(sr, p.hr, protocol.PUBLISHED, p.grey)

@@ -5,6 +5,7 @@ out automatically.
 """
 
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -181,8 +182,9 @@ def default_fabric(accelerator: str = "auto", precision: str = "32-true") -> "Fa
     Raises:
         SrlabError: no such device or precision.
     """
-    from lightning_fabric import Fabric
-    from lightning_fabric.strategies import DDPStrategy
+    with _left_out("torchmetrics"):
+        from lightning_fabric import Fabric
+        from lightning_fabric.strategies import DDPStrategy
 
     options: dict[str, Any] = {"devices": 1}
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "LOCAL_WORLD_SIZE" in os.environ
@@ -218,3 +220,16 @@ def keep_own_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) ->
         for theirs, mine in zip(state["param_groups"], own, strict=True)
     ]
     return state | {"param_groups": groups}
+
+
+@contextmanager
+def _left_out(name: str) -> Iterator[None]:
+    """Fabric imports torchmetrics to ask for its version: a third of the seconds until a training
+    begins, for it brings torchvision and scipy. Meanwhile the package counts as not installed."""
+    before = sys.modules.get(name)
+    sys.modules[name] = before  # type: ignore[assignment]  # None: an import of it fails
+    try:
+        yield
+    finally:
+        if before is None:
+            del sys.modules[name]
