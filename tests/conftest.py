@@ -1,15 +1,28 @@
 """What several test files share: a photograph, a full disk, a bicubic resize that is not ours."""
 
 import math
+import os
 from contextlib import contextmanager
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from jupyter_client.provisioning import local_provisioner
 from PIL import Image
+from processes import Kernel
 
 from srlab.data.datasets import find
+
+launch_kernel = local_provisioner.launch_kernel
+if hasattr(os, "fork"):  # chapters' kernels begin with torch imported
+    local_provisioner.launch_kernel = Kernel
+
+
+@pytest.fixture
+def new_kernels(monkeypatch):
+    """Kernels as users have them, each a Python of its own."""
+    monkeypatch.setattr(local_provisioner, "launch_kernel", launch_kernel)
 
 
 @pytest.fixture(scope="session")

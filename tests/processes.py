@@ -6,13 +6,16 @@ files or settings are in it.
 
 import multiprocessing
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-HEAVY = ["lightning_fabric", "pytest", "srlab.cli", "srlab.training.recipes", "torch"]
+HEAVY = ["pytest", "srlab.cli", "srlab.training.recipes", "srlab.training.engine", "torch._dynamo"]
+HEAVY += ["ipykernel.ipkernel", "ipykernel.kernelapp", "scipy.stats", "srlab.viz.figures"]
 
 
 def start(
@@ -43,6 +46,39 @@ def srlab(*arguments: object) -> None:
     cli.main()
 
 
+class Kernel:
+    """A notebook's kernel, forked as well: what jupyter_client asks of a ``subprocess.Popen``."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(
+        self, command: list[str], env: dict[str, str], cwd: str | None = None, **_: object
+    ):
+        given = (command[command.index("-f") :], env, cwd)
+        self._process = _server().Process(target=_kernel, args=given, daemon=True)
+        self._process.start()
+        self.pid = self._process.pid
+        # Its group is sent the signals: as long as it is this process's, that would be us.
+        while self.poll() is None and os.getpgid(self.pid) != self.pid:
+            time.sleep(0.01)
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self) -> int | None:
+        self._process.join()
+        return self.poll()
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+
 def _server() -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
         return multiprocessing.get_context("spawn")
@@ -61,3 +97,17 @@ def _child(work: Callable, arguments: tuple, log: Path, variables: dict[str, str
 
     torch.set_num_threads(1)
     work(*arguments)
+
+
+def _kernel(arguments: list[str], variables: dict[str, str], folder: str | None) -> None:
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(variables, JPY_PARENT_PID=str(os.getppid()))  # with it the kernel ends, too
+    os.chdir(folder or ".")
+    import torch
+    from ipykernel.kernelapp import launch_new_instance
+
+    torch.set_num_threads(int(variables.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    launch_new_instance(argv=arguments)

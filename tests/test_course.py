@@ -51,7 +51,7 @@ def make_course(root):
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
+def root(tmp_path, monkeypatch, new_kernels):
     """A course with one chapter, 02, and its runs, apart from the real ones."""
     monkeypatch.setenv("SRLAB_COURSE", str(tmp_path / "clone"))
     monkeypatch.delenv("SRLAB_RUNS", raising=False)
