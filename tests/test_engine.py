@@ -1,10 +1,11 @@
 """srlab.training.engine: each trick gives the numbers of the plain step, and steps back alone."""
 
-import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
+from processes import start
 from torch.testing import assert_close
 
 from srlab.data.bank import PatchBank
@@ -124,13 +125,13 @@ def test_a_small_network_trains_on_one_thread_and_gives_the_others_back():
         torch.set_num_threads(before)
 
 
-def test_a_training_does_not_wait_for_a_package_that_it_does_not_need():
+def tell_what_fabric_imports():
+    print("lightning_fabric" in sys.modules)
+    default_fabric("cpu")
+    print("torchmetrics" in sys.modules, find_spec("torchmetrics") is not None)
+
+
+def test_a_training_does_not_wait_for_a_package_that_it_does_not_need(tmp_path):
     """Fabric imports torchmetrics for its version, with scipy and torchvision: 5 of 14 s."""
-    code = (
-        "import sys; from importlib.util import find_spec\n"
-        "from srlab.training.engine import default_fabric\n"
-        "default_fabric('cpu')\n"
-        "print('torchmetrics' in sys.modules, find_spec('torchmetrics') is not None)"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert said.stdout.split() == ["False", "True"], said.stderr
+    start(tell_what_fabric_imports, log=tmp_path / "said.txt").join()
+    assert (tmp_path / "said.txt").read_text().split() == ["False", "False", "True"]

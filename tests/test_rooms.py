@@ -57,6 +57,18 @@ def test_an_import_upward_would_be_found():
     assert upward("srlab.models.zoo", "from srlab import losses, __version__") == {"losses"}
 
 
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+def test_what_others_may_call_says_what_it_does(path):
+    """Modules, and their public functions and classes."""
+    module = ast.parse(path.read_text(encoding="utf-8"))
+    public = [
+        node
+        for node in module.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert all(map(ast.get_docstring, [module, *public]))
+
+
 def run_without_extras(code):
     blocked = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))\n"
     return subprocess.run(

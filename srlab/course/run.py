@@ -178,6 +178,11 @@ def _ready(
 
 
 def read_chapters() -> list[Chapter]:
+    """The chapters of this course, in order.
+
+    Raises:
+        CourseError: there are none.
+    """
     files = paths.notebooks()
     if not files:
         raise CourseError(f"There are no chapters in {paths.course_root() / 'notebooks'}.")

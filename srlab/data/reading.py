@@ -425,4 +425,5 @@ def _incomplete(source: Source, size: tuple[int, int]) -> ImageError:
 
 
 def describe(error: Exception) -> str:
+    """What an exception says, or its kind where it says nothing."""
     return str(error) or type(error).__name__

@@ -13,6 +13,14 @@ from srlab.training.config import AdversarialConfig, ConfigError
 
 
 def critic_loss(config: AdversarialConfig, real: Tensor, fake: Tensor) -> Tensor:
+    """What a critic minimises, without its penalty.
+
+    Args:
+        real, fake: its scores of HR and of SR crops, (N, 1) or (N, 1, h, w).
+
+    Returns:
+        A scalar, by ``config.adversarial``; see :mod:`srlab.losses`.
+    """
     if config.adversarial == "wasserstein":
         return losses.wasserstein_critic(real, fake)
     if config.adversarial == "relativistic":
@@ -21,6 +29,14 @@ def critic_loss(config: AdversarialConfig, real: Tensor, fake: Tensor) -> Tensor
 
 
 def generator_loss(config: AdversarialConfig, critic: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
+    """The adversarial part of what a generator minimises.
+
+    Args:
+        hr, sr: crops, (N, 3, H, W) RGB in [0, 1].
+
+    Returns:
+        A scalar, by ``config.adversarial``; see :mod:`srlab.losses`.
+    """
     if config.adversarial == "wasserstein":
         return losses.wasserstein_generator(critic(sr))
     if config.adversarial == "relativistic":
@@ -110,4 +126,5 @@ def last_turn(config: AdversarialConfig, turn: int) -> bool:
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
+    """The type of a network's weights."""
     return next(model.parameters()).dtype

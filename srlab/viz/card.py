@@ -91,6 +91,7 @@ def png(pixels: np.ndarray, compress_level: int = 1) -> bytes:
 
 
 def data_uri(file: bytes) -> str:
+    """A PNG file as the address of an image that holds its own data (RFC 2397)."""
     return f"data:image/png;base64,{base64.b64encode(file).decode()}"
 
 
