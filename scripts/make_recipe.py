@@ -1,6 +1,6 @@
-"""Measure recipe.csv, beside this file: what makes a small network learn in a minute?
+"""Measure notebooks/results/recipe.csv: what makes a small network learn in a minute?
 
-    OMP_NUM_THREADS=1 python notebooks/results/make_recipe.py [VARIANT ...]
+    OMP_NUM_THREADS=1 python scripts/make_recipe.py [VARIANT ...]
 
 Needs bsds400 and wallpapers (SRLAB_DATA), from which every 20th and every 10th picture is held out:
 recipes are chosen on those, not on the test sets. Each training is one of SRResNet with 16 features
@@ -30,7 +30,7 @@ from srlab.training.config import PretrainConfig
 from srlab.training.engine import ENGINES, default_fabric
 from srlab.training.pretrain import pretrain
 
-FILE = Path(__file__).with_name("recipe.csv")
+FILE = Path(__file__).parents[1] / "notebooks" / "results" / "recipe.csv"
 COLUMNS = ("variant", "seed", "step", "held_out", "seconds", "set5", "set14", "bsd100")
 STEPS = 3200
 MARKS = (1, 100, 200, 400, 800, 1600, 2400, STEPS)

@@ -1,6 +1,6 @@
-"""Measure 07_pictures.csv, beside this file: what limits a training, its pictures or its steps?
+"""Measure notebooks/results/07_pictures.csv: what limits a training, its pictures or its steps?
 
-    OMP_NUM_THREADS=1 python notebooks/results/make_07_pictures.py \\
+    OMP_NUM_THREADS=1 python scripts/make_07_pictures.py \\
         --data bsds400 --data wallpapers@2
 
 A quarter of an hour of one CPU core. Each row is a training of SRResNet with 16 features, from
@@ -26,7 +26,7 @@ from srlab.training.config import PretrainConfig
 from srlab.training.engine import default_fabric
 from srlab.training.pretrain import pretrain
 
-FILE = Path(__file__).with_name("07_pictures.csv")
+FILE = Path(__file__).parents[1] / "notebooks" / "results" / "07_pictures.csv"
 PICTURES = (5, 50, None)  # None: all
 STEPS = (800, 3200)
 SETS = ("photos-valid", "set5", "set14")

@@ -1,6 +1,6 @@
-"""Measure games.csv, beside this file: what each part of SRGAN's recipe does to a picture.
+"""Measure notebooks/results/games.csv: what each part of SRGAN's recipe does to a picture.
 
-    OMP_NUM_THREADS=1 python notebooks/results/make_games.py
+    OMP_NUM_THREADS=1 python scripts/make_games.py
 
 Needs bsds400, set14 and bsd100 (SRLAB_DATA), VGG16 and AlexNet (`srlab fetch vgg16`, `srlab fetch
 lpips-alex`), and about twenty minutes of one CPU core. Every game starts from the released
@@ -28,7 +28,7 @@ from srlab.studies.tuning import Judge
 from srlab.training import recipes
 from srlab.training.engine import ENGINES, default_fabric
 
-FILE = Path(__file__).with_name("games.csv")
+FILE = Path(__file__).parents[1] / "notebooks" / "results" / "games.csv"
 COLUMNS = ("variant", "seed", "share", "image", "psnr", "lpips", "grid")
 STEPS, SEEDS, SHARES = 100, 3, (0.25, 0.5, 1.0)
 VARIANTS = {  # pooling and texture of the VGG loss, critic, settings that differ from the recipe's

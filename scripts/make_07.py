@@ -1,6 +1,6 @@
-"""Measure what chapter 07 reads: 07_rates.csv, 07_norms.csv, 07_sample.csv and 07_confirm.csv.
+"""Measure what chapter 07 reads: 07_rates, 07_norms, 07_sample, 07_confirm in notebooks/results.
 
-    OMP_NUM_THREADS=1 python notebooks/results/make_07.py [rates | norms | sample | confirm ...]
+    OMP_NUM_THREADS=1 python scripts/make_07.py [rates | norms | sample | confirm ...]
 
 About half an hour of one CPU core. Needs bsds400, set14 and bsd100 (SRLAB_DATA) and AlexNet
 (`srlab fetch lpips-alex`). Rows are written as they are found; a killed run goes on by the same
@@ -41,7 +41,7 @@ from srlab.training.config import PretrainConfig
 from srlab.training.monitor import TrainingDiverged
 from srlab.training.pretrain import pretrain
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parents[1] / "notebooks" / "results"
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 WEIGHT = 1e-2  # of the adversarial loss, where it is not varied
 COST = 0.2  # dB
@@ -164,7 +164,7 @@ def pretrained(bank: PatchBank) -> nn.Module:
 def measure(name: str, bank: PatchBank, start: nn.Module, scorer: Scorer) -> None:
     plan = list(PLANS[name]())
     columns = ["seed", "number", *plan[0][0], "step", *SCORES]
-    path, done = begun(HERE / f"07_{name}.csv", columns, ("seed", "number"))
+    path, done = begun(RESULTS / f"07_{name}.csv", columns, ("seed", "number"))
     for seed, (number, (setting, every)) in itertools.product(range(SEEDS[name]), enumerate(plan)):
         if (str(seed), str(number)) in done:
             continue
@@ -189,7 +189,7 @@ def chosen() -> dict[str, dict[str, Any]]:
     """The settings that are confirmed: the default, and the best found by grid and by sample."""
     found = {"default": DEFAULT}
     for name in ("rates", "sample"):
-        with (HERE / f"07_{name}.csv").open() as file:
+        with (RESULTS / f"07_{name}.csv").open() as file:
             rows = [row for row in csv.DictReader(file) if int(row["step"]) == STEPS]
         by_number: dict[int, list[float]] = {}
         for row in rows:
@@ -205,7 +205,7 @@ def confirm(bank: PatchBank, start: nn.Module) -> None:
     Once more from the small start, and then from the released SRResNet, of 64 channels.
     """
     columns = ["start", "setting", "seed", "picture", *SCORES]
-    path, done = begun(HERE / "07_confirm.csv", columns, ("start", "setting", "seed"))
+    path, done = begun(RESULTS / "07_confirm.csv", columns, ("start", "setting", "seed"))
     starts = {"16 channels": start, "released srresnet": fold(zoo.load("srresnet"))}
     files = find("bsd100")[::4]
     for (place, network), seeds in zip(starts.items(), (6, 3), strict=True):

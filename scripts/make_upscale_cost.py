@@ -1,6 +1,6 @@
 """Time and memory of `srlab upscale` for results of 0.1 to 25 megapixels, on one core.
 
-    OMP_NUM_THREADS=1 python notebooks/results/make_upscale_cost.py
+    OMP_NUM_THREADS=1 python scripts/make_upscale_cost.py
 
 writes ``bench/upscale_cost.csv``. Each size runs in a process of its own, as the command does. The
 time is the processor's, so that other programs do not count; the peak of memory is that of the
@@ -47,7 +47,7 @@ def main() -> None:
             megapixels, seconds, memory = map(float, done.stdout.split()[-3:])
             lines.append([f"{megapixels:.2f}", f"{seconds:.2f}", f"{memory:.0f}"])
             print(*lines[-1], flush=True)
-    target = Path(__file__).parent / "bench" / "upscale_cost.csv"
+    target = Path(__file__).parents[1] / "notebooks" / "results" / "bench" / "upscale_cost.csv"
     with open(target, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["megapixels", "cpu_seconds", "peak_memory_mb"])
