@@ -68,17 +68,17 @@ def fetch(
     """Download an image set, check it and unpack it; or download the weights of VGG or LPIPS."""
     from srlab.data import datasets
 
-    if name in ("vgg16", "vgg19") or name.startswith("lpips-"):
-        from srlab.evaluation import perceptual
+    if name not in datasets.DATASETS:
+        from srlab.evaluation.perceptual import BACKBONES
         from srlab.models.vgg import PRETRAINED
 
+        networks = [*PRETRAINED.values(), *(judge.network for judge in BACKBONES.values())]
+        weights = {network.command: network for network in networks}
+        if name not in weights:
+            raise datasets.cannot_fetch(name, [*datasets.DATASETS, *weights])
         if into:
             raise SrlabError(f"{name} always goes where torch keeps its weights: leave out --into.")
-        if name in PRETRAINED:
-            file = PRETRAINED[name].fetch()
-        else:
-            file = perceptual.fetch(name.removeprefix("lpips-"))
-        print(f"{name}: {file}")
+        print(f"{name}: {weights[name].fetch()}")
         return
     files = datasets.fetch(name, into)
     print(f"{name}: {len(files)} images in {files[0].parent}")

@@ -223,6 +223,7 @@ def test_train_the_final_model_from_a_run_by_a_profile(run, photos, tmp_path):
         (["evaluate", "srresnt"], "srresnet"),
         (["evaluate", "bicubic", "--dataset", "set55"], "set5"),
         (["fetch", "div2k-trian"], "cannot be fetched (did you mean div2k-train?)"),
+        (["fetch", "vgg17"], "cannot be fetched (did you mean vgg1"),
         (["fetch", "."], "'.' cannot be fetched: name one of photos, "),
         (["train", "edsr"], "srresnet"),
         (["train", "srresnet", "--data", "photos@x"], "@2"),

@@ -171,7 +171,7 @@ def test_fetch_refuses_other_names_in_one_line(bare_machine, monkeypatch, capsys
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 1
-    assert "choose alex or squeeze" in capsys.readouterr().err
+    assert "lpips-alex, lpips-squeeze." in capsys.readouterr().err
 
 
 def test_bicubic_reads_what_others_print():

@@ -10,7 +10,7 @@ import shutil
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -231,13 +231,19 @@ def _images(folder: Path) -> list[Path]:
 
 def _unknown(name: str | Path) -> DatasetError:
     return DatasetError(
-        f"{str(name)!r} is neither an image set nor a folder{_close(name)}: name one of "
-        f"{', '.join(DATASETS)}, or the path of your own folder of images."
+        f"{str(name)!r} is neither an image set nor a folder{_close(name, DATASETS)}: "
+        f"name one of {', '.join(DATASETS)}, or the path of your own folder of images."
     )
 
 
-def _close(name: str | Path) -> str:
-    close = difflib.get_close_matches(str(name).lower(), DATASETS, n=1)
+def cannot_fetch(name: str, known: Collection[str] = DATASETS) -> DatasetError:
+    """The complaint about a name that none of those known is."""
+    names = ", ".join(known)
+    return DatasetError(f"{name!r} cannot be fetched{_close(name, known)}: name one of {names}.")
+
+
+def _close(name: str | Path, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(str(name).lower(), known, n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
@@ -275,8 +281,7 @@ def fetch(name: str, into: str | Path | None = None, progress: bool = True) -> l
             not the published one or not safe to unpack.
     """
     if (image_set := DATASETS.get(name)) is None:
-        names = ", ".join(DATASETS)
-        raise DatasetError(f"{name!r} cannot be fetched{_close(name)}: name one of {names}.")
+        raise cannot_fetch(name)
     roots = data_folders() if into is None else [Path(os.path.expanduser(into))]
     folder, images = _locate(image_set, roots)
     if len(images) >= image_set.needed:

@@ -123,15 +123,6 @@ def load(net: str | None = None) -> LPIPS:
     return LPIPS(net, features, published)
 
 
-def fetch(net: str = "alex", progress: bool = True) -> Path:
-    """Download torchvision's weights to where torch keeps its models; at once if they are there.
-
-    Raises:
-        SrlabError: unknown ``net``, no connection, no space, no permission, or a wrong checksum.
-    """
-    return _backbone(net).network.fetch(progress)
-
-
 def architecture(net: str) -> nn.Sequential:
     """Torchvision's ``features`` with random weights."""
     import torchvision
