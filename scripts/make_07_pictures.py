@@ -1,13 +1,11 @@
 """Measure notebooks/results/07_pictures.csv: what limits a training, its pictures or its steps?
 
-    OMP_NUM_THREADS=1 python scripts/make_07_pictures.py \\
-        --data bsds400 --data wallpapers@2
+    OMP_NUM_THREADS=1 python scripts/make_07_pictures.py --data bsds400 --data wallpapers@2
 
 A quarter of an hour of one CPU core. Each row is a training of SRResNet with 16 features, from
 scratch and by the course's recipe, with all pictures or a random part of them (another for each
-seed), and the mean PSNR (dB, luma) of the averaged generator on the
-sets at hand. Several may run side by side, with one ``--seed`` each; a killed run goes on by the
-same command.
+seed), and the mean PSNR (dB, luma) of the averaged generator on the sets at hand. Several may run
+side by side, with one ``--seed`` each; a killed run goes on by the same command.
 """
 
 import argparse

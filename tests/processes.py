@@ -14,8 +14,8 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-HEAVY = ["pytest", "srlab.cli", "srlab.training.recipes", "srlab.training.engine", "torch._dynamo"]
-HEAVY += ["ipykernel.ipkernel", "ipykernel.kernelapp", "scipy.stats", "srlab.viz.figures"]
+HEAVY = ["pytest", "srlab.cli", "srlab.training.recipes", "srlab.viz.figures", "torch._dynamo"]
+HEAVY += ["ipykernel.ipkernel", "ipykernel.kernelapp", "scipy.stats"]
 
 
 def start(
@@ -58,7 +58,7 @@ class Kernel:
         self._process = _server().Process(target=_kernel, args=given, daemon=True)
         self._process.start()
         self.pid = self._process.pid
-        # Its group is sent the signals: as long as it is this process's, that would be us.
+        # Signals go to its process group: until it has one of its own, they would reach us.
         while self.poll() is None and os.getpgid(self.pid) != self.pid:
             time.sleep(0.01)
 

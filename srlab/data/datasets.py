@@ -237,7 +237,7 @@ def _unknown(name: str | Path) -> DatasetError:
 
 
 def cannot_fetch(name: str, known: Collection[str] = DATASETS) -> DatasetError:
-    """The complaint about a name that none of those known is."""
+    """The error for a name that is not among those known: it lists them and names the closest."""
     names = ", ".join(known)
     return DatasetError(f"{name!r} cannot be fetched{_close(name, known)}: name one of {names}.")
 

@@ -224,8 +224,11 @@ def keep_own_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) ->
 
 @contextmanager
 def _left_out(name: str) -> Iterator[None]:
-    """Fabric imports torchmetrics to ask for its version: a third of the seconds until a training
-    begins, for it brings torchvision and scipy. Meanwhile the package counts as not installed."""
+    """Make a package look as if it were not installed, as long as the body runs.
+
+    Fabric imports torchmetrics only to ask for its version, and with it torchvision and scipy: a
+    third of the seconds before a training begins.
+    """
     before = sys.modules.get(name)
     sys.modules[name] = before  # type: ignore[assignment]  # None: an import of it fails
     try:
